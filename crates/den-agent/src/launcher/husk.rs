@@ -1,0 +1,419 @@
+//! The making of a husk, and how it becomes a computer.
+//!
+//! ```text
+//! launcher                     helper (own user namespace)      husk (all namespaces, below it)
+//! clone as owner BASE ───────► wait
+//! write maps 0→BASE ─────────► become 0, set limits on nesting
+//!                              clone sibling ─────────────────► wait
+//!                  ◄─── pid ── write maps 0→0, exit
+//! cgroups, limits, link ──────────────────────────────────────► mounts, loopback
+//!                  ◄──────────────────────────────────── ready  parked
+//! take: overlay, /dev, listener, agent ───────────────────────► attach, pivot, drop, exec
+//!                  ◄─────────────────────── (socket closes) or the stage and errno of a failure
+//! ```
+//!
+//! Two levels of user namespaces, since root of a namespace may raise the limits in its own
+//! /proc/sys/user, but not those of the level above. Its owner is BASE and not the host's root:
+//! inotify instances and the like are counted against the owner, so one computer cannot use up
+//! everybody's.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use den_sys::SysError;
+use den_sys::clone::{self, Cloned};
+use den_sys::creds::{self, EffectiveIds};
+use den_sys::mount::{self, Detached};
+use den_sys::netlink::Netlink;
+use den_sys::seccomp::Filter;
+use den_sys::socket;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags};
+
+use super::cell::{IDS_PER_SLOT, Parts};
+
+/// Namespaces that a computer may nest, per kind. A network namespace takes about 100 KB that no
+/// memory limit counts.
+const NESTING: [(&str, &str); 8] = [
+    ("max_net_namespaces", "64"),
+    ("max_user_namespaces", "256"),
+    ("max_mnt_namespaces", "256"),
+    ("max_pid_namespaces", "256"),
+    ("max_ipc_namespaces", "64"),
+    ("max_uts_namespaces", "64"),
+    ("max_cgroup_namespaces", "64"),
+    ("max_time_namespaces", "64"),
+];
+
+/// Terminals of one computer; the host has 4096 for all.
+const PTYS_MAX: &str = "256";
+/// Size of /run.
+const RUN_BYTES: &str = "64m";
+/// How long the launcher waits for the helper.
+const HELPER_SECONDS: u64 = 5;
+
+/// Where the husk's own socket lies; what it opens comes after.
+const SOCKET: i32 = 3;
+
+/// Devices of a computer.
+const DEVICES: [(&str, u32, u32); 8] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+    ("fuse", 10, 229),
+    ("net/tun", 10, 200),
+];
+
+/// What comes with the image. The descriptors beside it: overlay, /dev, listener, agent, then one
+/// per volume.
+#[derive(minicbor::Encode, minicbor::Decode)]
+#[cbor(map)]
+pub(super) struct Take {
+    #[n(0)]
+    pub hostname: String,
+    #[n(1)]
+    pub shm_bytes: u64,
+    #[n(2)]
+    pub volumes: Vec<String>,
+}
+
+/// What a husk says when it is parked.
+pub(super) const PARKED: &[u8] = b"parked";
+
+/// A husk's first process, which prepares itself while the launcher goes on.
+pub(super) struct Started {
+    pub pid: i32,
+    pub parts: Parts,
+}
+
+/// Clones helper and husk. The husk waits for [`go`] before it does anything.
+pub(super) fn start(base: u32, filter: &Filter) -> Result<Started, SysError> {
+    let dev = make_dev(base)?;
+    let (ours, theirs) = socket::packet_pair()?;
+    let owner = EffectiveIds::become_owner(base)?;
+    let helper = match clone::clone(clone::USER_NAMESPACE)? {
+        Cloned::Parent(helper) => helper,
+        Cloned::Child => {
+            std::mem::forget(owner);
+            run_helper(theirs, filter)
+        }
+    };
+    drop(owner);
+    drop(theirs);
+    let started = introduce(&ours, helper.pid, base);
+    clone::reap(helper.pid, true);
+    let (pid, namespace) = started?;
+    Ok(Started { pid, parts: Parts { socket: ours, namespace, dev } })
+}
+
+/// Gives the helper its ids and learns of the husk.
+fn introduce(socket: &OwnedFd, helper: i32, base: u32) -> Result<(i32, OwnedFd), SysError> {
+    let map = format!("0 {base} {IDS_PER_SLOT}\n");
+    write_proc(&format!("/proc/{helper}/uid_map"), &map)?;
+    write_proc(&format!("/proc/{helper}/gid_map"), &map)?;
+    let path = format!("/proc/{helper}/ns/user");
+    let namespace = fs::File::open(&path).map_err(|error| SysError::io("open", Path::new(&path), &error))?;
+    rustix::net::sockopt::set_socket_timeout(
+        socket,
+        rustix::net::sockopt::Timeout::Recv,
+        Some(std::time::Duration::from_secs(HELPER_SECONDS)),
+    )
+    .map_err(SysError::rustix("setsockopt(RCVTIMEO)", ""))?;
+    socket::send(socket, b"maps", &[])?;
+    let mut answer = [0_u8; 512];
+    let length = socket::receive(socket, &mut answer, &mut Vec::new())?;
+    if let Some(pid) = answer[..length].try_into().ok().map(i32::from_ne_bytes) {
+        return Ok((pid, namespace.into()));
+    }
+    Err(parse_failure(&answer[..length]).unwrap_or_else(|| SysError::new("helper", "ended early", 0)))
+}
+
+/// Lets a husk prepare itself, once its cgroup and link are there.
+pub(super) fn go(socket: &OwnedFd) -> Result<(), SysError> {
+    socket::send(socket, b"go", &[]).map(drop)
+}
+
+/// A failure on its way from a husk: `call NUL about NUL errno`.
+pub(super) fn parse_failure(bytes: &[u8]) -> Option<SysError> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let mut parts = text.split('\0');
+    let (call, about, errno) = (parts.next()?, parts.next()?, parts.next()?.parse().ok()?);
+    // The call's name comes from another copy of this program; it is kept as part of the subject.
+    Some(SysError::new("launch", format!("{call} {about}"), errno))
+}
+
+fn fail(socket: BorrowedFd<'_>, error: &SysError) -> ! {
+    let mut text = format!("{}\0{}\0{}", error.call, error.about, error.errno);
+    if text.len() > 500 {
+        text = format!("{}\0\0{}", error.call, error.errno);
+    }
+    let _ = socket::send(socket, text.as_bytes(), &[]);
+    clone::exit_now(1)
+}
+
+fn run_helper(socket: OwnedFd, filter: &Filter) -> ! {
+    // Everything else that the launcher has open is closed here: a copy of another husk's socket
+    // would keep it from noticing the launcher's end.
+    if clone::place(socket.as_fd(), SOCKET).is_err() {
+        clone::exit_now(1);
+    }
+    std::mem::forget(socket);
+    clone::close_from(SOCKET as u32 + 1);
+    let socket = mount::adopt(SOCKET);
+    match help(&socket, filter) {
+        Ok(()) => clone::exit_now(0),
+        Err(error) => fail(socket.as_fd(), &error),
+    }
+}
+
+fn help(socket: &OwnedFd, filter: &Filter) -> Result<(), SysError> {
+    let mut message = [0_u8; 16];
+    if socket::receive(socket, &mut message, &mut Vec::new())? == 0 {
+        return Err(SysError::new("helper", "no launcher", 0));
+    }
+    creds::become_inner_root()?;
+    creds::set_dumpable();
+    for (file, limit) in NESTING {
+        write_proc(&format!("/proc/sys/user/{file}"), limit)?;
+    }
+    let husk = match clone::clone(clone::COMPUTER_NAMESPACES | clone::SIBLING)? {
+        Cloned::Parent(husk) => husk,
+        Cloned::Child => run_husk(filter),
+    };
+    let map = format!("0 0 {IDS_PER_SLOT}\n");
+    let introduced = write_proc(&format!("/proc/{}/uid_map", husk.pid), &map)
+        .and_then(|()| write_proc(&format!("/proc/{}/gid_map", husk.pid), &map))
+        .and_then(|()| socket::send(socket, &husk.pid.to_ne_bytes(), &[]));
+    if let Err(error) = introduced {
+        if let Some(pid) = rustix::process::Pid::from_raw(husk.pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+fn run_husk(filter: &Filter) -> ! {
+    let socket = mount::adopt(SOCKET);
+    let Err(error) = live(&socket, filter);
+    fail(socket.as_fd(), &error)
+}
+
+/// The husk's life. Returns only with a failure; when the launcher ends, so does a parked husk.
+fn live(socket: &OwnedFd, filter: &Filter) -> Result<std::convert::Infallible, SysError> {
+    let mut message = vec![0_u8; 16 << 10];
+    if socket::receive(socket, &mut message, &mut Vec::new())? == 0 {
+        clone::exit_now(0);
+    }
+    creds::become_inner_root()?;
+    rustix::process::setsid().map_err(SysError::rustix("setsid", ""))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    mount::propagate_root(MountPropagationFlags::PRIVATE)?;
+    let parts = Prepared::new()?;
+    socket::send(socket, PARKED, &[])?;
+    let mut fds = Vec::new();
+    let length = socket::receive(socket, &mut message, &mut fds)?;
+    if length == 0 {
+        clone::exit_now(0);
+    }
+    let take: Take = minicbor::decode(&message[..length]).map_err(|_| SysError::new("take", "malformed", 0))?;
+    become_computer(parts, &take, fds, filter)
+}
+
+/// Mounts that do not depend on the image.
+struct Prepared {
+    proc: Detached,
+    sys: Detached,
+    spare_proc: Detached,
+    spare_sys: Detached,
+    pts: Detached,
+    mqueue: Detached,
+    run: Detached,
+    cgroup: Option<Detached>,
+}
+
+impl Prepared {
+    fn new() -> Result<Self, SysError> {
+        let quiet =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let new = mount::new_filesystem;
+        let ptys = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", PTYS_MAX)];
+        // The root of what `cgroup` shows is the cgroup that the launcher has just put us in.
+        clone::unshare(clone::Unshare::Cgroup)?;
+        Netlink::open()?.set_up(1)?;
+        Ok(Self {
+            proc: new("proc", &[], quiet)?,
+            // Read-only as a mount, not as a file system: else no writable one could be mounted
+            // later, as `ip netns exec` and `docker --privileged` do.
+            sys: new("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?,
+            // `ip netns exec` unmounts /sys first; the kernel then lets nobody mount a new one
+            // unless another full view is left somewhere. These are it.
+            spare_proc: new("proc", &[], quiet)?,
+            spare_sys: new("sysfs", &[], quiet)?,
+            pts: new("devpts", &ptys, MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC)?,
+            mqueue: new("mqueue", &[], quiet)?,
+            run: new(
+                "tmpfs",
+                &[("mode", "0755"), ("size", RUN_BYTES)],
+                MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+            )?,
+            cgroup: new("cgroup2", &[], quiet).ok(),
+        })
+    }
+}
+
+fn become_computer(
+    parts: Prepared,
+    take: &Take,
+    fds: Vec<OwnedFd>,
+    filter: &Filter,
+) -> Result<std::convert::Infallible, SysError> {
+    let mut fds = fds.into_iter();
+    let mut next = |what: &'static str| fds.next().ok_or(SysError::new("take", what, 0));
+    let root = Detached::from_fd(next("no root")?);
+    let dev = Detached::from_fd(next("no /dev")?);
+    let listener = next("no listener")?;
+    let agent = next("no agent")?;
+    let volumes: Vec<Detached> = fds.map(Detached::from_fd).collect();
+
+    // The working directory is an empty one that the launcher keeps for this.
+    root.attach(".")?;
+    rustix::process::fchdir(root.as_fd()).map_err(SysError::rustix("fchdir", "root"))?;
+    for directory in ["proc", "sys", "dev", "run", "tmp"] {
+        let mode = Mode::from_raw_mode(if directory == "tmp" { 0o1777 } else { 0o755 });
+        match rustix::fs::mkdir(directory, mode) {
+            Ok(()) if directory == "tmp" => {
+                rustix::fs::chmod("tmp", mode).map_err(SysError::rustix("chmod", "tmp"))?;
+            }
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(SysError::new("mkdir", directory, errno.raw_os_error())),
+        }
+    }
+    parts.proc.attach("proc")?;
+    parts.sys.attach("sys")?;
+    dev.attach("dev")?;
+    parts.pts.attach("dev/pts")?;
+    let shm = mount::new_filesystem(
+        "tmpfs",
+        &[("mode", "1777"), ("size", &take.shm_bytes.to_string())],
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+    )?;
+    shm.attach("dev/shm")?;
+    parts.mqueue.attach("dev/mqueue")?;
+    parts.spare_proc.attach("dev/.den/proc")?;
+    parts.spare_sys.attach("dev/.den/sys")?;
+    parts.run.attach("run")?;
+    match rustix::fs::mkdir("run/lock", Mode::from_raw_mode(0o1777)) {
+        Ok(()) => {
+            rustix::fs::chmod("run/lock", Mode::from_raw_mode(0o1777)).map_err(SysError::rustix("chmod", "run/lock"))?
+        }
+        Err(errno) => return Err(SysError::new("mkdir", "run/lock", errno.raw_os_error())),
+    }
+    if let Some(cgroup) = &parts.cgroup {
+        cgroup.attach("sys/fs/cgroup")?;
+    }
+    for (volume, path) in volumes.iter().zip(&take.volumes) {
+        attach_volume(volume, path)?;
+    }
+    mount::pivot_here()?;
+    mount::propagate_root(MountPropagationFlags::SHARED)?;
+    rustix::system::sethostname(take.hostname.as_bytes()).map_err(SysError::rustix("sethostname", &take.hostname))?;
+
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, Mode::empty())
+        .map_err(SysError::rustix("open", "/dev/null"))?;
+    creds::drop_bounding()?;
+    // The socket moves away from the listener's number; it closes when the agent is executed.
+    let socket = mount::adopt(SOCKET);
+    let socket = rustix::io::fcntl_dupfd_cloexec(&socket, 10).map_err(SysError::rustix("fcntl(DUPFD)", ""))?;
+    for number in 0..3 {
+        clone::place(null.as_fd(), number)?;
+    }
+    clone::place(listener.as_fd(), SOCKET)?;
+    let error = match filter.install() {
+        Err(error) => error,
+        Ok(()) => clone::exec_fd(
+            agent.as_fd(),
+            &[c"den-agent", c"init"],
+            &[
+                c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                c"HOME=/root",
+                c"LANG=C.UTF-8",
+                c"container=den",
+            ],
+        ),
+    };
+    fail(socket.as_fd(), &error)
+}
+
+fn attach_volume(volume: &Detached, path: &str) -> Result<(), SysError> {
+    let path = path.trim_start_matches('/');
+    let mut made = String::new();
+    for part in path.split('/') {
+        made += part;
+        match rustix::fs::mkdir(&made, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(SysError::new("mkdir", made, errno.raw_os_error())),
+        }
+        made.push('/');
+    }
+    volume.attach(path)
+}
+
+/// A /dev of the host's making, so that it has real devices: root inside can make none.
+fn make_dev(base: u32) -> Result<Detached, SysError> {
+    let owner = base.to_string();
+    let options =
+        [("size", "1m"), ("nr_inodes", "4096"), ("mode", "755"), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    let dev = mount::new_filesystem(
+        "tmpfs",
+        &options,
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?;
+    let own = |name: &str| {
+        rustix::fs::chownat(&dev, name, Some(Uid::from_raw(base)), Some(Gid::from_raw(base)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(SysError::rustix("chown", name))
+    };
+    for (name, mode) in [
+        ("pts", 0o755),
+        ("shm", 0o755),
+        ("mqueue", 0o755),
+        ("net", 0o755),
+        (".den", 0o700),
+        (".den/proc", 0o755),
+        (".den/sys", 0o755),
+    ] {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode)).map_err(SysError::rustix("mkdir", name))?;
+        own(name)?;
+    }
+    for (name, major, minor) in DEVICES {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, clone::device(major, minor))
+            .map_err(SysError::rustix("mknod", name))?;
+        own(name)?;
+    }
+    for (target, name) in [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+        ("null", "kmsg"),
+    ] {
+        rustix::fs::symlinkat(target, &dev, name).map_err(SysError::rustix("symlink", name))?;
+        own(name)?;
+    }
+    Ok(dev)
+}
+
+fn write_proc(path: &str, text: &str) -> Result<(), SysError> {
+    let write = || {
+        use std::io::Write;
+        // One write: the kernel takes a map only whole.
+        fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    };
+    write().map_err(|error| SysError::io("write", Path::new(path), &error))
+}

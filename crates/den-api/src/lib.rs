@@ -1,0 +1,25 @@
+//! What travels over HTTP: requests, responses, the error body, the output stream, and a client.
+//!
+//! ```text
+//! computer ── create, list, view          step ── exec request, view, output frames
+//! files    ── stat, list, changes         image ── view, import/pull/build requests, progress
+//! error    ── one body for all            client ── the typed client (used by the CLI)
+//! ```
+//!
+//! Deliberately absent: rules. What may follow what is in `den-model` and `den-control`.
+
+pub mod client;
+pub mod computer;
+pub mod error;
+pub mod files;
+pub mod image;
+pub mod output;
+pub mod step;
+
+pub use client::{Client, ClientError};
+pub use computer::{ComputerView, CreateComputer, Page, Shutdown, StopComputer, UsageView, VersionView};
+pub use error::{ErrorBody, ErrorDetail};
+pub use files::{ChangeView, EntryList, EntryView, FileOperation, StatView};
+pub use image::{BuildImage, ImageList, ImageView, JobEvent, PullImage};
+pub use output::OutputFrame;
+pub use step::{EndView, ExecRequest, ExecResult, OutputView, PtySize, SignalRequest, StepView, WsInput};

@@ -1,0 +1,270 @@
+//! The house: what it is opened with, what it holds, and the requests that only look.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use den_api::{ComputerView, Page, UsageView, VersionView};
+use den_disk::{DiskConfig, Disks, StorageChoice};
+use den_image::ImageStore;
+use den_machine::{Machines, MachinesConfig};
+use den_model::{Bytes, Cpus, Limits, Micros, State};
+use den_store::Store;
+use futures_util::future::join_all;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    Error,
+    errors::chain,
+    handle::{Ask, Handle},
+    idempotency::Keys,
+    limits::{GRACE_DEFAULT, GRACE_MAX, PAGE_DEFAULT, PAGE_MAX},
+    recover,
+    registry::Registry,
+};
+
+/// What a house is opened with. All of it has been checked.
+pub struct Config {
+    /// The data folder.
+    pub data: PathBuf,
+    /// Sockets of what runs.
+    pub run: PathBuf,
+    /// The image store.
+    pub images: PathBuf,
+    /// Husks that are kept ready.
+    pub pool: u32,
+    /// Where disks lie.
+    pub storage: StorageChoice,
+    /// Size of the btrfs image, if one is made.
+    pub disk_size: Option<Bytes>,
+    /// Limits of computers that name none.
+    pub defaults: Limits,
+    /// The agent's program.
+    pub agent: &'static [u8],
+}
+
+impl Config {
+    /// The limits that fit this host: its CPUs, half of its memory up to 4 GiB, 20 GiB, 4096 processes.
+    pub fn default_limits() -> Limits {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let facts = rustix::system::sysinfo();
+        let memory = facts.totalram.saturating_mul(u64::from(facts.mem_unit));
+        Limits {
+            cpus: Cpus((cpus as u32).saturating_mul(1000).min(Cpus::MAX.0)),
+            memory: Bytes((memory / 2).min(Bytes::gib(4).0)).max(Limits::MEMORY_MIN),
+            disk: Bytes::gib(20),
+            pids: 4096,
+        }
+    }
+}
+
+/// Who asks: the name of a token or an interface. It is recorded, and decides nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who(pub String);
+
+/// Which computers to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListComputers {
+    /// The `next` of the page before.
+    pub after: Option<String>,
+    /// How many at most.
+    pub limit: Option<usize>,
+    /// Only those in this state.
+    pub state: Option<State>,
+    /// Only those with all of these labels at these values.
+    pub labels: Vec<(String, String)>,
+}
+
+/// The house. Clones are the same one.
+#[derive(Clone)]
+pub struct Control(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub data: PathBuf,
+    pub defaults: Limits,
+    /// Of the kernel: another one means that the host restarted.
+    pub boot_id: String,
+    pub store: Store,
+    pub images: ImageStore,
+    pub machines: Machines,
+    disks: RwLock<Option<Disks>>,
+    pub registry: Registry<Handle>,
+    pub keys: Keys,
+    pub tasks: TaskTracker,
+    pub closing: AtomicBool,
+}
+
+impl Inner {
+    /// The disks.
+    ///
+    /// Errors: `shutting_down` once they are let go.
+    pub(crate) fn disks(&self) -> Result<Disks, Error> {
+        self.disks.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(Error::shutting_down)
+    }
+
+    /// Refuses new work once the house is being closed.
+    pub(crate) fn open_for_work(&self) -> Result<(), Error> {
+        if self.closing.load(Ordering::Acquire) { Err(Error::shutting_down()) } else { Ok(()) }
+    }
+}
+
+impl Control {
+    /// Opens the house, and takes up what an earlier daemon left: computers that run go on, and what
+    /// was half made or half removed is finished or unmade.
+    ///
+    /// Errors: `store_locked`, `store_newer` and what else the store, the disks, the images or the
+    /// launcher meet.
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let Config { data, run, images, pool, storage, disk_size, defaults, agent } = config;
+        let (opened, folder) = (data.clone(), images.clone());
+        let (store, disks, image_store, boot_id) = blocking(move || {
+            fs_err::create_dir_all(&opened)
+                .map_err(|error| Error::new("bad_config", 500, error.to_string()).because(error))?;
+            // The store's lock comes first: from there on the folder is ours alone.
+            let store = Store::open(&opened)?;
+            let disks = Disks::open(&DiskConfig { data: opened, storage, size: disk_size })?;
+            let images = ImageStore::open(&folder)?;
+            let boot_id = fs_err::read_to_string("/proc/sys/kernel/random/boot_id")
+                .map_err(|error| Error::internal("the kernel has no boot id").because(error))?;
+            Ok::<_, Error>((store, disks, images, boot_id.trim().to_owned()))
+        })
+        .await??;
+        let (machines, running) =
+            Machines::connect(MachinesConfig { run, data: data.clone(), images, pool, agent }).await?;
+        let control = Self(Arc::new(Inner {
+            data,
+            defaults,
+            boot_id,
+            store,
+            images: image_store,
+            machines,
+            disks: RwLock::new(Some(disks)),
+            registry: Registry::new(),
+            keys: Keys::default(),
+            tasks: TaskTracker::new(),
+            closing: AtomicBool::new(false),
+        }));
+        recover::take_up(&control.0, running).await?;
+        Ok(control)
+    }
+
+    /// One computer, with what it uses while it runs.
+    ///
+    /// Errors: `computer_not_found`, `ambiguous_id`.
+    pub async fn get(&self, computer: &str) -> Result<ComputerView, Error> {
+        let handle = self.0.registry.find(computer)?;
+        let mut view = handle.view();
+        if view.state == State::Running {
+            match self.0.machines.usage(handle.id).await {
+                Ok(usage) => {
+                    view.usage = Some(UsageView {
+                        cpu_us: usage.cpu_us,
+                        memory_bytes: usage.memory_bytes,
+                        disk_bytes: self.0.disks()?.usage(handle.id).map(|bytes| bytes.0),
+                        pids: usage.pids,
+                        oom_kills: usage.oom_kills,
+                    });
+                }
+                // It may have ended in between.
+                Err(error) => tracing::debug!(computer = %handle.id, error = chain(&error), "no usage is known"),
+            }
+        }
+        Ok(view)
+    }
+
+    /// A page of computers, the oldest first.
+    ///
+    /// Errors: `bad_request` for a limit or a place that makes no sense.
+    pub async fn list(&self, list: ListComputers) -> Result<Page<ComputerView>, Error> {
+        let ListComputers { after, limit, state, labels } = list;
+        let after = after.map(|text| text.parse()).transpose();
+        let after = after.map_err(|error| Error::bad_request(format!("`after`: {error}")))?;
+        let limit = page_limit(limit)?;
+        let (page, more) = self.0.registry.page(after, limit, |handle| {
+            state.is_none_or(|state| state == handle.state())
+                && labels.iter().all(|(key, value)| handle.spec.labels.get(key) == Some(value))
+        });
+        let next = page.last().filter(|_| more).map(|last| last.id.to_string());
+        Ok(Page { items: page.iter().map(|handle| handle.view()).collect(), next })
+    }
+
+    /// Who answers.
+    pub async fn version(&self) -> VersionView {
+        let storage = self.0.disks().map_or("none".to_owned(), |disks| disks.storage().to_string());
+        let husks = self.0.machines.husks().await.unwrap_or_else(|error| {
+            tracing::warn!(error = chain(&error), "the launcher does not say how many husks it has");
+            0
+        });
+        VersionView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            api: 1,
+            data: self.0.data.display().to_string(),
+            storage,
+            husks,
+        }
+    }
+
+    /// Stops every computer, ends the launcher and lets go of the disks. Requests are refused from
+    /// the moment this begins. May be repeated.
+    ///
+    /// Errors: `bad_request` for a grace beyond ten minutes; what the launcher or the disks meet.
+    pub async fn shutdown(&self, grace: Option<Duration>) -> Result<(), Error> {
+        let grace = check_grace(grace)?;
+        self.0.closing.store(true, Ordering::Release);
+        let stops = self.0.registry.all().into_iter().map(|handle| async move {
+            let mut status = handle.status.subscribe();
+            if matches!(handle.state(), State::Creating | State::Starting) {
+                let settled = |state| !matches!(state, State::Creating | State::Starting);
+                let _ = status.wait_for(|status| settled(status.state)).await;
+            }
+            // One that is not running refuses, and is what it should be.
+            let _ = handle.ask(|reply| Ask::Stop { grace, reply }).await;
+            let _ = status.wait_for(|status| status.machine.is_none()).await;
+        });
+        join_all(stops).await;
+        self.0.tasks.close();
+        let ended = tokio::time::timeout(GRACE_DEFAULT, async {
+            for handle in self.0.registry.all() {
+                handle.steps.all_ended(GRACE_DEFAULT).await;
+            }
+        });
+        let _ = ended.await;
+        self.0.machines.exit().await?;
+        let disks = self.0.disks.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(disks) = disks {
+            blocking(move || disks.close()).await??;
+        }
+        Ok(())
+    }
+}
+
+/// Runs what blocks for longer than a system call.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::internal("a task panicked").because(error))
+}
+
+/// Microseconds since the epoch.
+pub(crate) fn now() -> Micros {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as Micros)
+}
+
+pub(crate) fn page_limit(limit: Option<usize>) -> Result<usize, Error> {
+    match limit {
+        None => Ok(PAGE_DEFAULT),
+        Some(limit @ 1..=PAGE_MAX) => Ok(limit),
+        Some(limit) => Err(Error::bad_request(format!("`limit`: {limit} is not from 1 to {PAGE_MAX}"))),
+    }
+}
+
+pub(crate) fn check_grace(grace: Option<Duration>) -> Result<Duration, Error> {
+    match grace {
+        None => Ok(GRACE_DEFAULT),
+        Some(grace) if grace <= GRACE_MAX => Ok(grace),
+        Some(_) => Err(Error::bad_request(format!("`grace_ms`: more than {} s", GRACE_MAX.as_secs()))),
+    }
+}

@@ -1,0 +1,277 @@
+//! Making a computer.
+//!
+//! ```text
+//! check ─► reserve the name ─► row (flushed) ───────────────┐
+//!                          └─► disk ─► boot, agent answers ─┴─► running ─► answer
+//! ```
+//!
+//! The row's flush and the boot go side by side. A create that fails unmakes all of it; one that a
+//! crash cut off is unmade by the next start, unless the host went down too: then the row may have
+//! been acknowledged, and becomes a stopped computer.
+
+use std::sync::Arc;
+
+use den_api::{ComputerView, CreateComputer};
+use den_disk::Identity;
+use den_image::Image;
+use den_machine::{BootPlan, Machine};
+use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, State, Tier};
+use den_store::{Durability, Idempotency, StoreError};
+use den_sys::failpoint;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::{
+    Error, Who,
+    control::{Control, Inner, blocking, now},
+    errors::chain,
+    exec::start_entrypoint,
+    handle::{Ask, Handle, Reply, Status},
+    idempotency::{Claim, Ticket, outcome},
+    limits::IDEMPOTENCY_KEY_BYTES_MAX,
+    names::friendly,
+    spec::{self, Wanted},
+    task,
+};
+
+/// How many names are made up before the id is taken for one.
+const NAME_ATTEMPTS: u32 = 6;
+
+impl Control {
+    /// Makes a computer and returns once it runs and its row is on the disk. With a `key`, the same
+    /// request made again gives the same computer.
+    ///
+    /// Errors: `bad_name`, `bad_size`, `bad_request`, `unsupported`, `name_taken`, `image_not_found`,
+    /// `idempotency_mismatch`, `host_full`, `host_lacks`. Nothing is left of it then.
+    pub async fn create(&self, request: CreateComputer, key: Option<String>, who: &Who) -> Result<ComputerView, Error> {
+        self.0.open_for_work()?;
+        let wanted = spec::check(&request, self.0.defaults)?;
+        let ticket = match key {
+            None => None,
+            Some(key) => match self.claim(&key, &request).await? {
+                Ok(ticket) => Some(ticket),
+                Err(made) => return self.replayed(made),
+            },
+        };
+        let image = self.0.images.resolve(&wanted.image)?;
+        if wanted.entrypoint && image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
+            return Err(Error::bad_request(format!("`entrypoint`: the image `{}` has no command", wanted.image)));
+        }
+        let (handle, inbox) = self.reserve(wanted, &image)?;
+        tracing::debug!(computer = %handle.id, who = who.0, "a computer is made");
+        let (reply, made) = oneshot::channel();
+        self.0.tasks.spawn(make(Arc::clone(&self.0), handle, inbox, image, ticket, reply));
+        match made.await.map_err(|_| Error::shutting_down())?? {
+            Outcome::Made(view) => Ok(*view),
+            Outcome::Replay(id) => self.replayed(id),
+        }
+    }
+
+    /// The right to make what the key asks for, or what was made.
+    async fn claim(&self, key: &str, request: &CreateComputer) -> Result<Result<Ticket, ComputerId>, Error> {
+        if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            return Err(Error::bad_request(format!(
+                "an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes, not {}",
+                key.len()
+            )));
+        }
+        let body = serde_json::to_vec(request).map_err(|error| Error::internal("a request").because(error))?;
+        let hash = blake3::hash(&body);
+        loop {
+            match self.0.keys.claim(key, hash)? {
+                Claim::First(ticket) => return Ok(Ok(ticket)),
+                Claim::Again(made) => {
+                    if let Some(id) = outcome(made).await {
+                        return Ok(Err(id));
+                    }
+                }
+            }
+        }
+    }
+
+    fn replayed(&self, id: ComputerId) -> Result<ComputerView, Error> {
+        self.0.registry.get(id).map(|handle| handle.view()).ok_or_else(|| {
+            Error::computer_not_found(&id.to_string())
+                .hint("this idempotency key made it, and it was removed since: take a new key")
+        })
+    }
+
+    /// Puts the computer where others see it, under a name that nobody else has.
+    fn reserve(&self, wanted: Wanted, image: &Image) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
+        let Wanted { name, image: image_name, limits, env, labels, entrypoint } = wanted;
+        let id = ComputerId::from_uuid(Uuid::now_v7());
+        let steps_dir = self.0.disks()?.disk(id).steps;
+        let spec = |name| ComputerSpec {
+            name,
+            image: image_name.clone(),
+            image_digest: image.digest.clone(),
+            tier: Tier::Container,
+            limits,
+            env: env.clone(),
+            labels: labels.clone(),
+            entrypoint,
+        };
+        let at = now();
+        let status = Status { state: State::Creating, reason: None, changed_at: at, machine: None };
+        let add = |name: ComputerName| {
+            let (handle, inbox) = Handle::new(id, spec(name), at, status.clone(), steps_dir.clone(), 0);
+            self.0.registry.insert(Arc::clone(&handle)).map(|()| (handle, inbox))
+        };
+        match name {
+            Some(name) => add(name.clone()).map_err(|holder| Error::name_taken(&name, holder)),
+            None => {
+                let seed = id.uuid().as_u64_pair().1;
+                let made_up = (0..NAME_ATTEMPTS).map(|attempt| friendly(seed, attempt));
+                let last = format!("c-{}", id.short()).parse();
+                for name in made_up.chain(last) {
+                    if !self.0.registry.is_taken(&name)
+                        && let Ok(added) = add(name)
+                    {
+                        return Ok(added);
+                    }
+                }
+                Err(Error::internal("no free name was found"))
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Made(Box<ComputerView>),
+    /// The store knew the key from before a restart.
+    Replay(ComputerId),
+}
+
+/// The first part of a computer's task: it comes to run, or nothing of it is left.
+async fn make(
+    inner: Arc<Inner>,
+    handle: Arc<Handle>,
+    inbox: mpsc::Receiver<Ask>,
+    image: Arc<Image>,
+    ticket: Option<Ticket>,
+    reply: Reply<Outcome>,
+) {
+    failpoint::hit("create.reserved");
+    let (id, at) = (handle.id, handle.created_at);
+    handle.base(|| Some(Arc::clone(&image)));
+    let row = Computer {
+        id,
+        spec: handle.spec.clone(),
+        state: State::Creating,
+        reason: None,
+        created_at: at,
+        changed_at: at,
+        boot_id: inner.boot_id.clone(),
+    };
+    let hash = ticket.as_ref().map(Ticket::hash);
+    let asked = ticket.as_ref().zip(hash.as_ref());
+    let asked = asked.map(|(ticket, hash)| Idempotency { key: ticket.key(), request_hash: hash });
+    let inserted = inner.store.insert_computer(&row, asked, Durability::Power);
+    let inserted = async {
+        let inserted = inserted.await;
+        failpoint::hit("create.row");
+        inserted
+    };
+    let (inserted, carried) = tokio::join!(inserted, carry(&inner, &handle, &image));
+    let has_row = inserted.is_ok();
+    let result = match (inserted, carried) {
+        (Ok(()), Ok(machine)) => running(&inner, &handle, machine).await,
+        (Ok(()), Err(error)) => Err(error),
+        (Err(error), carried) => {
+            drop(carried);
+            match error {
+                StoreError::IdempotencyReplay { computer } => {
+                    unmake(&inner, &handle, has_row).await;
+                    if let Some(ticket) = ticket {
+                        ticket.made(computer);
+                    }
+                    drop(reply.send(Ok(Outcome::Replay(computer))));
+                    return;
+                }
+                error => Err(error.into()),
+            }
+        }
+    };
+    match result {
+        Ok(machine) => {
+            if let Some(ticket) = ticket {
+                ticket.made(id);
+            }
+            tracing::info!(computer = %id, name = %handle.name(), image = %handle.spec.image, "a computer runs");
+            drop(reply.send(Ok(Outcome::Made(Box::new(handle.view())))));
+            if handle.spec.entrypoint {
+                start_entrypoint(&inner, &handle, machine);
+            }
+            task::run(inner, handle, inbox).await;
+        }
+        Err(error) => {
+            unmake(&inner, &handle, has_row).await;
+            drop(ticket);
+            drop(reply.send(Err(error)));
+        }
+    }
+}
+
+/// Disk and processes.
+async fn carry(inner: &Inner, handle: &Handle, image: &Image) -> Result<Machine, Error> {
+    make_disk(inner, handle).await?;
+    failpoint::hit("create.disk");
+    let machine = boot(inner, handle, image).await?;
+    failpoint::hit("create.booted");
+    Ok(machine)
+}
+
+/// Makes the disk of a computer.
+pub(crate) async fn make_disk(inner: &Inner, handle: &Handle) -> Result<(), Error> {
+    let (disks, id, limit) = (inner.disks()?, handle.id, handle.spec.limits.disk);
+    let hostname = handle.name().to_string();
+    blocking(move || {
+        let seed = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
+        disks.create(id, limit, &seed).map(drop)
+    })
+    .await??;
+    Ok(())
+}
+
+/// Boots a computer on the disk it has.
+pub(crate) async fn boot(inner: &Inner, handle: &Handle, image: &Image) -> Result<Machine, Error> {
+    let disk = inner.disks()?.disk(handle.id);
+    let plan = BootPlan {
+        id: handle.id,
+        hostname: handle.name().as_str(),
+        layers: &image.layers,
+        disk: &disk.live,
+        limits: handle.spec.limits,
+    };
+    Ok(inner.machines.boot(&plan).await?)
+}
+
+async fn running(inner: &Inner, handle: &Handle, machine: Machine) -> Result<Machine, Error> {
+    let at = now();
+    inner.store.set_state(handle.id, State::Running, None, at, None, Durability::Process).await?;
+    failpoint::hit("create.state");
+    handle.status.send_modify(|status| {
+        status.state = State::Running;
+        status.changed_at = at;
+        status.machine = Some(machine.clone());
+    });
+    Ok(machine)
+}
+
+/// Takes back whatever a failed create made. What resists is swept at the next start.
+async fn unmake(inner: &Inner, handle: &Arc<Handle>, has_row: bool) {
+    let id = handle.id;
+    handle.status.send_modify(|status| status.state = State::Removing);
+    if let Err(error) = inner.machines.kill(id).await {
+        tracing::error!(computer = %id, error = chain(&error), "a computer that was not made may still run");
+    }
+    if let Ok(disks) = inner.disks()
+        && let Err(error) = disks.remove(id)
+    {
+        tracing::error!(computer = %id, error = chain(&error), "the disk of a computer that was not made is left");
+    }
+    if has_row && let Err(error) = inner.store.undo_create(id, Durability::Process).await {
+        tracing::error!(computer = %id, error = chain(&error), "the row of a computer that was not made is left");
+    }
+    inner.registry.remove(handle);
+}

@@ -1,0 +1,326 @@
+//! Whose fault an error is, its code, and what to do next. The one place that decides these.
+//!
+//! Codes are a contract; messages are not. The cause of an unexpected error is for the log only.
+
+use std::{fmt, sync::Arc};
+
+use den_disk::DiskError;
+use den_image::ImageError;
+use den_machine::{LinkError, MachineError};
+use den_model::{Bytes, ComputerName, NameError, Refused, SizeError, State};
+use den_store::StoreError;
+use den_wire::agent::{Failure, FailureKind};
+
+/// Why a request was not done.
+#[derive(Debug, Clone)]
+pub struct Error {
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// The HTTP status that fits.
+    pub status: u16,
+    /// One sentence with the values.
+    pub message: String,
+    /// What to try next.
+    pub hint: Option<String>,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// What lies beneath. Not for the client where the code is `internal`.
+    pub cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+impl Error {
+    /// An error of this code.
+    pub fn new(code: &'static str, status: u16, message: impl Into<String>) -> Self {
+        Self { code, status, message: message.into(), hint: None, retryable: false, cause: None }
+    }
+
+    /// A request that makes no sense.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new("bad_request", 400, message)
+    }
+
+    /// Something that should not have happened.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new("internal", 500, message)
+    }
+
+    /// The same with what to try next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same as something that may succeed later.
+    pub fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+
+    /// The same with what lies beneath.
+    pub fn because(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.cause = Some(Arc::new(cause));
+        self
+    }
+
+    /// The message with every cause, for logs and for a computer's `reason`.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+
+    pub(crate) fn computer_not_found(text: &str) -> Self {
+        Self::new("computer_not_found", 404, format!("there is no computer `{text}`"))
+            .hint("`den ls` lists those there are")
+    }
+
+    pub(crate) fn step_not_found(name: &ComputerName, number: u64) -> Self {
+        Self::new("step_not_found", 404, format!("`{name}` has no step {number}"))
+            .hint(format!("`den log {name}` lists its steps"))
+    }
+
+    pub(crate) fn step_ended(name: &ComputerName, number: u64) -> Self {
+        Self::new("step_ended", 409, format!("step {number} of `{name}` has ended"))
+            .hint(format!("`den log {name} {number}` shows its output"))
+    }
+
+    pub(crate) fn name_taken(name: &ComputerName, holder: impl fmt::Display) -> Self {
+        Self::new("name_taken", 409, format!("the name `{name}` is taken by {holder}"))
+            .hint(format!("take another name, or remove that one with `den rm {name}`"))
+    }
+
+    pub(crate) fn bad_size(field: &str, error: &SizeError) -> Self {
+        Self::new("bad_size", 400, format!("`{field}`: {error}")).because(error.clone())
+    }
+
+    pub(crate) fn size_below(field: &str, given: impl fmt::Display, least: impl fmt::Display) -> Self {
+        Self::new("bad_size", 400, format!("`{field}`: {given} is below the least of {least}"))
+    }
+
+    pub(crate) fn bad_name(field: &str, error: &NameError) -> Self {
+        Self::new("bad_name", 400, format!("`{field}`: {error}"))
+            .hint("a computer's name is 1 to 63 of a-z, 0-9 and `-`, with no `-` at its ends")
+    }
+
+    pub(crate) fn idempotency_mismatch(key: &str) -> Self {
+        Self::new("idempotency_mismatch", 422, format!("the idempotency key `{key}` was used for another request"))
+            .hint("take a new key for a new request")
+    }
+
+    pub(crate) fn refused(name: &ComputerName, refused: Refused) -> Self {
+        use den_model::Request;
+        match (refused.state, refused.request) {
+            (State::Removing, _) => Self::computer_not_found(name.as_str()),
+            (state @ (State::Stopped | State::Failed), Request::Use) => {
+                Self::new("computer_stopped", 409, format!("`{name}` is {state}"))
+                    .hint(format!("start it with `den start {name}`"))
+            }
+            (state, request) => {
+                let error =
+                    Self::new("wrong_state", 409, format!("`{name}` is {state}, and so does not take `{request}`"));
+                match state {
+                    State::Creating | State::Starting | State::Stopping => error.retryable(),
+                    _ => error,
+                }
+            }
+        }
+        .because(refused)
+    }
+
+    pub(crate) fn log_damaged(name: &ComputerName, number: u64, at: u64) -> Self {
+        Self::new(
+            "log_damaged",
+            500,
+            format!("the log of step {number} of `{name}` holds no record at byte {at}: something inside wrote to it"),
+        )
+    }
+
+    pub(crate) fn shutting_down() -> Self {
+        Self::new("shutting_down", 503, "the daemon is ending").hint("start it again with `den serve`").retryable()
+    }
+
+    /// What the agent of `name` answered, or that it did not.
+    pub(crate) fn link(name: &ComputerName, error: LinkError) -> Self {
+        match error {
+            LinkError::Failed(failure) => Self::failure(name, &failure),
+            other => Self::new("agent_lost", 502, format!("the agent in `{name}` is not to be reached"))
+                .hint(format!("`den info {name}` shows whether it still runs"))
+                .retryable()
+                .because(other),
+        }
+    }
+
+    fn failure(name: &ComputerName, failure: &Failure) -> Self {
+        use FailureKind as K;
+        let subject = &failure.subject;
+        let is = |code, status, what: &str| Self::new(code, status, format!("`{subject}` in `{name}`: {what}"));
+        match failure.kind {
+            K::NotFound => is("file_not_found", 404, "no such file or directory"),
+            K::Exists => is("file_exists", 409, "it exists already"),
+            K::NotADirectory => is("not_a_directory", 400, "not a directory"),
+            K::IsADirectory => is("is_a_directory", 400, "it is a directory"),
+            K::NotEmpty => is("not_empty", 409, "the directory is not empty").hint("remove it with `recursive`"),
+            K::NotAFile => is("not_a_file", 400, "neither a file, a directory nor a link"),
+            K::PermissionDenied => is("permission_denied", 403, "the kernel refused it even to root inside"),
+            K::NoSpace => is("disk_full", 507, "no room is left on the computer's disk")
+                .hint(format!("make room in `{name}`, or make a computer with a larger `--disk`")),
+            K::NoSuchUser => is("no_such_user", 400, "no such user or group inside"),
+            K::NoSuchCwd => is("no_such_cwd", 400, "no such directory to run in"),
+            K::NoProcesses => Self::new(
+                "no_processes",
+                503,
+                format!("`{name}` can make no further process: its limit on processes or memory is reached"),
+            )
+            .hint("end some of its processes, or make a computer with a larger `--pids` or `--memory`")
+            .retryable(),
+            K::NoSuchStep => Self::new("step_ended", 409, format!("the step in `{name}` has ended")),
+            K::Refused => is("connection_refused", 502, "nothing listens there").retryable(),
+            K::BadRequest => is("bad_request", 400, "the request makes no sense"),
+            K::Unsupported => Self::new("unsupported", 501, format!("the agent in `{name}` is too old for this"))
+                .hint(format!("`den stop {name}` and `den start {name}` give it the present one")),
+            K::LinkLoop => is("bad_request", 400, "too many symbolic links on the way"),
+            K::Other => match failure.errno {
+                Some(errno) => {
+                    let words = std::io::Error::from_raw_os_error(errno);
+                    Self::new("file_failed", 500, format!("`{subject}` in `{name}`: {words}"))
+                }
+                None => is("file_failed", 500, "it failed"),
+            },
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::NameTaken { name, holder } => Self::name_taken(name, holder),
+            StoreError::IdempotencyMismatch { key } => Self::idempotency_mismatch(key),
+            StoreError::NoSuchComputer { computer } => Self::computer_not_found(&computer.to_string()),
+            StoreError::Full { .. } => {
+                Self::new("host_full", 507, error.to_string()).hint("make room on the disk of the data folder")
+            }
+            StoreError::Locked { .. } => Self::new("store_locked", 409, error.to_string())
+                .hint("another `den serve` uses this data folder; end it, or take another one with `--data`"),
+            StoreError::Newer { .. } => {
+                Self::new("store_newer", 500, error.to_string()).hint("use the newer Den that wrote it")
+            }
+            StoreError::Closed => Self::shutting_down(),
+            _ => Self::new(error.code(), 500, error.to_string()),
+        }
+        .because(error)
+    }
+}
+
+impl From<ImageError> for Error {
+    fn from(error: ImageError) -> Self {
+        let code = error.code();
+        let status = match code {
+            "image_not_found" | "registry_not_found" => 404,
+            "image_in_use" => 409,
+            "image_too_large" => 413,
+            "image_bad_layer" | "image_unsupported" => 422,
+            "image_source_unreadable" | "image_bad_reference" | "build_refused" => 400,
+            "image_digest_mismatch" | "registry_unreachable" | "registry_refused" => 502,
+            "storage_full" => 507,
+            _ => 500,
+        };
+        Self {
+            code,
+            status,
+            message: error.to_string(),
+            hint: error.hint(),
+            retryable: error.retryable(),
+            cause: Some(Arc::new(error)),
+        }
+    }
+}
+
+impl From<DiskError> for Error {
+    fn from(error: DiskError) -> Self {
+        let text = chain(&error);
+        if error_number(&error).is_some_and(is_full) {
+            Self::new("host_full", 507, text)
+                .hint("make room on the disk of the data folder, or remove computers with `den rm`")
+                .because(error)
+        } else {
+            Self::new("storage_failed", 500, text).hint("`den doctor` says what this host lacks").because(error)
+        }
+    }
+}
+
+impl From<MachineError> for Error {
+    fn from(error: MachineError) -> Self {
+        let text = chain(&error);
+        let number = match &error {
+            MachineError::Refused { errno, .. } => Some(*errno),
+            other => error_number(other),
+        };
+        match number {
+            Some(number) if is_full(number) => Self::new("host_full", 507, text)
+                .hint("the host has no room for another computer: remove some with `den rm`")
+                .because(error),
+            _ if matches!(error, MachineError::Agent { .. } | MachineError::LauncherEnded { .. }) => {
+                Self::new("boot_failed", 500, text)
+                    .hint("try again; `den doctor` says what this host lacks")
+                    .retryable()
+                    .because(error)
+            }
+            _ => Self::new("host_lacks", 500, text).hint("`den doctor` says what this host lacks").because(error),
+        }
+    }
+}
+
+/// ENOSPC, EDQUOT, ENOMEM, EAGAIN, EMFILE, ENFILE.
+fn is_full(errno: i32) -> bool {
+    matches!(errno, 28 | 122 | 12 | 11 | 24 | 23)
+}
+
+/// The kernel's number behind an error, wherever in its chain it is.
+fn error_number(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let number = match error.downcast_ref::<den_sys::SysError>() {
+            Some(error) => Some(error.errno),
+            None => error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error),
+        };
+        if number.is_some() {
+            return number;
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error and all its causes in one line; a cause that only repeats the line's end is left out.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// `507 host_full` for a request whose limit, not the kernel, says that there is no more.
+pub(crate) fn too_many(what: &str, limit: usize) -> Error {
+    Error::new("too_many", 503, format!("{what}: the limit of {limit} is reached")).retryable()
+}
+
+/// The refusal of what has more bytes than it may have.
+pub(crate) fn too_long(what: &str, limit: usize) -> Error {
+    Error::bad_request(format!("{what} has more than {}", Bytes(limit as u64)))
+}

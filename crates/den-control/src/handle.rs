@@ -1,0 +1,175 @@
+//! What the rest of the program holds of a computer: its spec, its state as its task last said,
+//! the way to its task, and its steps.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use den_api::ComputerView;
+use den_image::Image;
+use den_machine::Machine;
+use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Request, State};
+use minicbor::bytes::ByteVec;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{Error, limits::MAILBOX_MAX, registry::Entry, steps::Steps};
+
+/// What every computer of this tier can do.
+const CAPABILITIES: [&str; 8] = ["exec", "pty", "stdin", "attach", "signal", "files", "watch", "tar"];
+
+/// One computer, for as long as it has a row.
+pub(crate) struct Handle {
+    pub id: ComputerId,
+    pub spec: ComputerSpec,
+    pub created_at: Micros,
+    pub status: watch::Sender<Status>,
+    pub mailbox: mpsc::Sender<Ask>,
+    pub steps: Steps,
+    base: OnceLock<Arc<Base>>,
+}
+
+/// Where a computer stands.
+#[derive(Clone)]
+pub(crate) struct Status {
+    pub state: State,
+    pub reason: Option<String>,
+    pub changed_at: Micros,
+    /// There while it runs, and while it is being ended.
+    pub machine: Option<Machine>,
+}
+
+/// What the task of a computer is asked.
+pub(crate) enum Ask {
+    Start { reply: Reply<()> },
+    Stop { grace: Duration, reply: Reply<()> },
+    Remove { reply: Reply<()> },
+}
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the image and the spec give to every command.
+pub(crate) struct Base {
+    pub env: Vec<ByteVec>,
+    pub cwd: Option<String>,
+    pub user: Option<String>,
+    /// The image's own command.
+    pub command: Vec<String>,
+}
+
+impl Base {
+    pub(crate) fn new(image: &Image, spec: &ComputerSpec) -> Self {
+        let config = &image.config;
+        let own = spec.env.iter().map(|(key, value)| format!("{key}={value}"));
+        let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        Self {
+            env: config.env.iter().cloned().chain(own).map(|text| ByteVec::from(text.into_bytes())).collect(),
+            cwd: some(&config.working_dir),
+            user: some(&config.user),
+            command: [&config.entrypoint[..], &config.cmd].concat(),
+        }
+    }
+}
+
+impl Entry for Handle {
+    fn id(&self) -> ComputerId {
+        self.id
+    }
+    fn name(&self) -> &ComputerName {
+        &self.spec.name
+    }
+}
+
+impl Handle {
+    /// A computer and the inbox for its task.
+    pub(crate) fn new(
+        id: ComputerId,
+        spec: ComputerSpec,
+        created_at: Micros,
+        status: Status,
+        steps_dir: PathBuf,
+        last_step: u64,
+    ) -> (Arc<Self>, mpsc::Receiver<Ask>) {
+        let (mailbox, inbox) = mpsc::channel(MAILBOX_MAX);
+        let (status, _) = watch::channel(status);
+        let steps = Steps::new(steps_dir, last_step);
+        let handle = Self { id, spec, created_at, status, mailbox, steps, base: OnceLock::new() };
+        (Arc::new(handle), inbox)
+    }
+
+    pub(crate) fn name(&self) -> &ComputerName {
+        &self.spec.name
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.status.borrow().state
+    }
+
+    /// Lets a command or a file operation in.
+    ///
+    /// Errors: `computer_stopped`, `wrong_state`, `computer_not_found`.
+    pub(crate) fn admit(&self) -> Result<Machine, Error> {
+        let status = self.status.borrow();
+        status.state.ask(Request::Use).map_err(|refused| Error::refused(self.name(), refused))?;
+        status.machine.clone().ok_or_else(|| Error::internal(format!("`{}` runs without a machine", self.name())))
+    }
+
+    /// Asks the task and waits for its answer.
+    pub(crate) async fn ask(&self, ask: impl FnOnce(Reply<()>) -> Ask) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::computer_not_found(self.name().as_str());
+        self.mailbox.send(ask(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Tells why the agent did not do something: where the computer has ended meanwhile, that.
+    pub(crate) fn link_error(&self, error: den_machine::LinkError) -> Error {
+        let told = Error::link(self.name(), error);
+        if told.code != "agent_lost" {
+            return told;
+        }
+        match self.admit() {
+            Err(stopped) => stopped,
+            Ok(_) => told,
+        }
+    }
+
+    /// What commands are given; made once.
+    pub(crate) fn base(&self, image: impl FnOnce() -> Option<Arc<Image>>) -> Arc<Base> {
+        Arc::clone(self.base.get_or_init(|| match image() {
+            Some(image) => Arc::new(Base::new(&image, &self.spec)),
+            None => {
+                tracing::warn!(computer = %self.id, digest = %self.spec.image_digest, "the image is gone: its environment is left out");
+                let env = self.spec.env.iter().map(|(key, value)| ByteVec::from(format!("{key}={value}").into_bytes()));
+                Arc::new(Base { env: env.collect(), cwd: None, user: None, command: Vec::new() })
+            }
+        }))
+    }
+
+    pub(crate) fn view(&self) -> ComputerView {
+        let Status { state, reason, changed_at, .. } = self.status.borrow().clone();
+        let spec = &self.spec;
+        ComputerView {
+            id: self.id,
+            name: spec.name.to_string(),
+            state,
+            reason,
+            image: spec.image.to_string(),
+            image_digest: spec.image_digest.clone(),
+            tier: spec.tier,
+            cpus: spec.limits.cpus,
+            memory: spec.limits.memory,
+            disk: spec.limits.disk,
+            pids: spec.limits.pids,
+            env: spec.env.clone(),
+            labels: spec.labels.clone(),
+            entrypoint: spec.entrypoint,
+            created_at: self.created_at,
+            changed_at,
+            last_step: self.steps.last(),
+            capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            usage: None,
+        }
+    }
+}

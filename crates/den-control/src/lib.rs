@@ -1,0 +1,54 @@
+//! What a request means: create, exec, stop, remove and the rest, as steps over the store, the
+//! disks, the images and the machines.
+//!
+//! ```text
+//! server ──► Control ──► registry ──► Handle ──mailbox──► task of the computer ──► store · disk · machine
+//!                │                      ├─ status (watch)                    one owner of its state
+//!                │                      └─ steps ──► task of the step ──► agent · log file
+//!                ├─ output: readers of log files, each at its own pace
+//!                ├─ files: through the agent, writes as steps
+//!                ├─ images: jobs over the image store
+//!                └─ recover: rows, machines and disks held against each other, at open
+//! ```
+//!
+//! Invariants:
+//! - One task changes a computer's state, as the table in `den-model` allows. Commands and file
+//!   operations are let in by a look at that state and then run side by side.
+//! - What a request has begun does not hang on its caller: whoever goes away leaves nothing half made.
+//! - A create is answered after its row is on the disk, a removal after the row's end is; the end of
+//!   a step is recorded before anyone is told.
+//! - A crash at any instant leaves what the next `Control::open` finishes or unmakes.
+//! - Nobody waits for a reader, and no lock is held across an await.
+//!
+//! Limits are in `limits`, errors with their codes in `errors`. Not here: HTTP, terminals, and how
+//! anything is carried out on Linux.
+
+mod control;
+mod create;
+mod errors;
+mod exec;
+mod files;
+mod handle;
+mod idempotency;
+mod images;
+pub mod limits;
+mod log;
+mod logs;
+mod names;
+mod output;
+mod recover;
+mod registry;
+mod signals;
+mod spec;
+mod steps;
+mod task;
+
+pub use control::{Config, Control, ListComputers, Who};
+pub use den_disk::StorageChoice;
+pub use den_store::Order;
+pub use errors::Error;
+pub use exec::{Execution, Input};
+pub use files::{FileReader, FileWriter, TarWriter, Watcher, WriteFile};
+pub use images::Job;
+pub use output::{Follow, OutputItem, OutputReader, OutputStream};
+pub use signals::parse_signal;

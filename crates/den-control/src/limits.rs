@@ -1,0 +1,54 @@
+//! Every limit of this crate, with its unit.
+
+use std::time::Duration;
+
+use den_model::Bytes;
+
+/// Requests that wait for one computer's task; more wait in their callers.
+pub const MAILBOX_MAX: usize = 32;
+/// Steps of one computer that run at a time.
+pub const STEPS_RUNNING_MAX: usize = 1024;
+/// Readers of one computer's outputs at a time.
+pub const READERS_MAX: usize = 4096;
+/// What the logs of one computer's ended steps may take on disk; the oldest go first.
+pub const LOGS_KEEP_BYTES: Bytes = Bytes::gib(4);
+/// Rows of ended steps that are kept for one computer.
+pub const STEPS_KEPT_MAX: u64 = 100_000;
+/// Every so many steps the rows beyond [`STEPS_KEPT_MAX`] go.
+pub const STEPS_PRUNE_EVERY: u64 = 1000;
+/// How much of a log is read at a time.
+pub const READ_BYTES: usize = 256 << 10;
+/// How much of a log is read at a time while records are passed over.
+pub const SCAN_BYTES: usize = 8 << 10;
+/// Between SIGTERM and SIGKILL where a stop does not say.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(5);
+/// The longest that a stop may say.
+pub const GRACE_MAX: Duration = Duration::from_secs(600);
+/// What an agent is given beyond the grace, to end itself.
+pub const STOP_MARGIN: Duration = Duration::from_secs(2);
+/// How long the steps of a computer that is gone are given to be recorded as ended.
+pub const STEPS_END_WAIT: Duration = Duration::from_secs(2);
+/// How long a question to an agent may go unanswered while the house is taken up again.
+pub const RECOVERY_WAIT: Duration = Duration::from_secs(5);
+/// An idempotency key, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Idempotency keys that are remembered in memory; the store has all.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 10_000;
+/// Arguments and environment of one command together, in bytes: half of what exec(2) takes.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// Labels of one computer.
+pub const LABELS_MAX: usize = 64;
+/// A label's key or value, in bytes.
+pub const LABEL_BYTES_MAX: usize = 255;
+/// Processes and threads of one computer: the kernel's own limit.
+pub const PIDS_MAX: u32 = 4_194_304;
+/// Entries of a page where a list does not say.
+pub const PAGE_DEFAULT: usize = 100;
+/// Entries of a page.
+pub const PAGE_MAX: usize = 1000;
+/// Levels of one list of files.
+pub const DEPTH_MAX: u32 = 64;
+/// Events of an image job that wait for their reader; further progress is left out, lines wait.
+pub const JOB_EVENTS_MAX: usize = 256;
+/// How often an image job tells of progress on one part.
+pub const JOB_EVENT_INTERVAL: Duration = Duration::from_millis(100);

@@ -1,0 +1,287 @@
+//! Taking up what an earlier daemon left.
+//!
+//! Three facts are held against each other: the row, the running machine, the disk. What follows
+//! from them is a pure function, and doing it twice does nothing more than doing it once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use den_machine::{LinkError, Machine, StepLink};
+use den_model::{Computer, ComputerId, Fact, State, Step, StepEnd, StepKind};
+use den_store::Durability;
+use den_wire::agent::FailureKind;
+use futures_util::{StreamExt, stream};
+
+use crate::{
+    Error,
+    control::{Inner, blocking, now},
+    errors::chain,
+    exec::{end_by_log, end_from_log, follow},
+    handle::{Handle, Status},
+    limits::RECOVERY_WAIT,
+    steps::Live,
+    task,
+};
+
+/// Computers that are taken up at a time.
+const TAKE_UP_MAX: usize = 16;
+
+/// What to do with one computer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It runs and is ours: goes on.
+    Adopt,
+    /// It has no processes, or shall have none: this is where it stands now, and why.
+    Settle { state: State, reason: Option<&'static str> },
+    /// As [`Verdict::Settle`], and its disk is made if it is not there.
+    RollForward { reason: &'static str },
+    /// Nobody was told that it was made, or it was being removed: nothing of it stays.
+    Unmake { forget_key: bool },
+}
+
+const NOT_STARTED: &str = "the host restarted while it was made; it was never started";
+const HOST_RESTARTED: &str = "the host restarted";
+const ENDED_UNSEEN: &str = "it ended while no daemon ran";
+const NO_DISK: &str = "its disk is gone";
+
+/// What follows from a row, from whether a machine runs, from whether the host restarted since, and
+/// from whether there is a disk. Without a row nothing may stay.
+pub(crate) fn decide(row: Option<State>, machine: bool, host_restarted: bool, disk: bool) -> Verdict {
+    let Some(state) = row else { return Verdict::Unmake { forget_key: false } };
+    match state {
+        State::Removing => Verdict::Unmake { forget_key: false },
+        State::Creating if host_restarted => Verdict::RollForward { reason: NOT_STARTED },
+        State::Creating => Verdict::Unmake { forget_key: true },
+        State::Running | State::Starting if machine => Verdict::Adopt,
+        _ if !disk => Verdict::Settle { state: State::Failed, reason: Some(NO_DISK) },
+        State::Running | State::Starting if host_restarted => {
+            Verdict::Settle { state: state.learn(Fact::HostRestarted), reason: Some(HOST_RESTARTED) }
+        }
+        State::Running | State::Starting => {
+            Verdict::Settle { state: state.learn(Fact::Died), reason: Some(ENDED_UNSEEN) }
+        }
+        // What was asked for is finished.
+        State::Stopping => Verdict::Settle { state: state.learn(Fact::Died), reason: None },
+        State::Stopped | State::Failed => Verdict::Settle { state, reason: None },
+    }
+}
+
+/// Brings the house in order and starts the tasks of all computers in it.
+pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result<(), Error> {
+    let disks = inner.disks()?;
+    let on_disk: HashSet<ComputerId> = blocking(move || disks.list()).await??.into_iter().collect();
+    let mut machines: HashMap<ComputerId, Machine> =
+        running.into_iter().map(|machine| (machine.id(), machine)).collect();
+    let rows = inner.store.all_computers().await?;
+    let known: HashSet<ComputerId> = rows.iter().map(|row| row.id).collect();
+
+    // What nobody knows goes first: it may hold a slot or a share of the disk.
+    let strangers: HashSet<_> = machines.keys().chain(&on_disk).filter(|id| !known.contains(id)).copied().collect();
+    for id in strangers {
+        machines.remove(&id);
+        tracing::warn!(computer = %id, "something of a computer without a row is removed");
+        unmake(inner, id).await?;
+    }
+    let work = rows.into_iter().map(|row| {
+        let machine = machines.remove(&row.id).filter(|machine| !machine.is_dead());
+        let disk = on_disk.contains(&row.id);
+        take_up_one(inner, row, machine, disk)
+    });
+    let mut results = stream::iter(work).buffer_unordered(TAKE_UP_MAX);
+    while let Some(result) = results.next().await {
+        result?;
+    }
+    Ok(())
+}
+
+async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>, disk: bool) -> Result<(), Error> {
+    let host_restarted = row.boot_id != inner.boot_id;
+    let verdict = decide(Some(row.state), machine.is_some(), host_restarted, disk);
+    tracing::debug!(computer = %row.id, state = %row.state, ?verdict, "a computer is taken up");
+    if let Verdict::Unmake { forget_key } = verdict {
+        unmake(inner, row.id).await?;
+        if forget_key {
+            inner.store.undo_create(row.id, Durability::Process).await?;
+        } else {
+            inner.store.delete_computer(row.id, Durability::Process).await?;
+        }
+        return Ok(());
+    }
+    let last = inner.store.last_step_number(row.id).await?;
+    let was = row.state;
+    let status = Status { state: was, reason: row.reason, changed_at: row.changed_at, machine: None };
+    let steps_dir = inner.disks()?.disk(row.id).steps;
+    let (handle, inbox) = Handle::new(row.id, row.spec, row.created_at, status, steps_dir, last);
+    let open_steps = inner.store.running_steps(row.id).await?;
+    match verdict {
+        Verdict::Adopt => {
+            if let Some(machine) = machine {
+                if was != State::Running {
+                    settle(inner, &handle, State::Running, None).await?;
+                }
+                handle.status.send_modify(|status| status.machine = Some(machine.clone()));
+                adopt_steps(inner, &handle, &machine, open_steps).await;
+            }
+        }
+        Verdict::Settle { state, reason } => {
+            if machine.is_some() {
+                inner.machines.kill(row.id).await?;
+            }
+            if state != was {
+                settle(inner, &handle, state, reason).await?;
+            }
+            end_steps(inner, &handle, open_steps).await?;
+        }
+        Verdict::RollForward { reason } => {
+            inner.machines.kill(row.id).await?;
+            task::remake_disk(inner, &handle).await?;
+            settle(inner, &handle, State::Stopped, Some(reason)).await?;
+        }
+        Verdict::Unmake { .. } => {}
+    }
+    if let Err(holder) = inner.registry.insert(Arc::clone(&handle)) {
+        let name = handle.name();
+        return Err(Error::new("store_corrupt", 500, format!("`{name}` is the name of {} and {holder}", handle.id)));
+    }
+    inner.tasks.spawn(task::run(Arc::clone(inner), handle, inbox));
+    Ok(())
+}
+
+async fn settle(inner: &Inner, handle: &Handle, state: State, reason: Option<&str>) -> Result<(), Error> {
+    let (at, reason) = (now(), reason.map(str::to_owned));
+    inner.store.set_state(handle.id, state, reason.clone(), at, None, Durability::Process).await?;
+    tracing::info!(computer = %handle.id, name = %handle.name(), %state, reason, "a computer was taken up");
+    handle.status.send_modify(|status| {
+        (status.state, status.reason, status.changed_at) = (state, reason, at);
+    });
+    Ok(())
+}
+
+/// Processes and disk; none of either is no error.
+async fn unmake(inner: &Inner, id: ComputerId) -> Result<(), Error> {
+    inner.machines.kill(id).await?;
+    let disks = inner.disks()?;
+    blocking(move || disks.remove(id)).await??;
+    Ok(())
+}
+
+/// Goes on with the steps of a computer that runs; ends those that its agent does not know.
+async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, steps: Vec<Step>) {
+    for step in steps {
+        let log = match step.kind {
+            StepKind::Files => None,
+            StepKind::Exec | StepKind::Entrypoint => handle.steps.logs.open(step.number).unwrap_or_default(),
+        };
+        let number = step.number;
+        let live = Live::new(step, log.map(Arc::new));
+        handle.steps.add(&live);
+        if live.step.kind == StepKind::Files {
+            // Its bytes came through the daemon that is gone.
+            end_from_log(inner, handle, &live).await;
+            continue;
+        }
+        match tokio::time::timeout(RECOVERY_WAIT, machine.link().attach(number)).await {
+            Ok(Ok(StepLink { events, input })) => {
+                drop(input);
+                let (inner, handle, machine) = (Arc::clone(inner), Arc::clone(handle), machine.clone());
+                let tasks = inner.tasks.clone();
+                tasks.spawn(async move { follow(&inner, &handle, &machine, &live, events).await });
+            }
+            Ok(Err(LinkError::Failed(failure))) if failure.kind == FailureKind::NoSuchStep => {
+                end_from_log(inner, handle, &live).await;
+            }
+            refused => {
+                let error = match refused {
+                    Ok(Err(error)) => chain(&error),
+                    _ => "no answer".to_owned(),
+                };
+                tracing::warn!(computer = %handle.id, step = number, error, "a step is not taken up");
+                end_from_log(inner, handle, &live).await;
+            }
+        }
+    }
+}
+
+/// Ends the steps of a computer that has no processes.
+async fn end_steps(inner: &Inner, handle: &Handle, steps: Vec<Step>) -> Result<(), Error> {
+    for step in steps {
+        let (end, output_bytes) = match handle.steps.logs.open(step.number) {
+            Ok(Some(log)) if step.kind != StepKind::Files => end_by_log(&log, step.output_bytes),
+            _ => (StepEnd::Lost, step.output_bytes),
+        };
+        inner.store.end_step(handle.id, step.number, now(), &end, output_bytes, Durability::Process).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row_after(verdict: Verdict, before: Option<State>) -> Option<State> {
+        match verdict {
+            Verdict::Adopt => Some(State::Running),
+            Verdict::Settle { state, .. } => Some(state),
+            Verdict::RollForward { .. } => Some(State::Stopped),
+            Verdict::Unmake { .. } => None,
+        }
+        .filter(|_| before.is_some())
+    }
+
+    fn all(mut each: impl FnMut(Option<State>, bool, bool, bool)) {
+        for row in State::ALL.into_iter().map(Some).chain([None]) {
+            for machine in [false, true] {
+                for host_restarted in [false, true] {
+                    for disk in [true, false] {
+                        each(row, machine, host_restarted, disk);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_whole_table() {
+        let mut table = String::new();
+        all(|row, machine, host_restarted, disk| {
+            table += &format!(
+                "{:<9} {:<10} {:<12} {:<7} {}\n",
+                row.map_or("no row", State::as_str),
+                if machine { "machine" } else { "no machine" },
+                if host_restarted { "other boot" } else { "same boot" },
+                if disk { "disk" } else { "no disk" },
+                match decide(row, machine, host_restarted, disk) {
+                    Verdict::Adopt => "adopt".to_owned(),
+                    Verdict::Settle { state, reason } =>
+                        format!("{state} {}", reason.unwrap_or_default()).trim().to_owned(),
+                    Verdict::RollForward { reason } => format!("stopped, with a disk: {reason}"),
+                    Verdict::Unmake { forget_key } => {
+                        if forget_key { "unmake, and forget its key" } else { "unmake" }.to_owned()
+                    }
+                }
+            );
+        });
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn taking_up_twice_changes_nothing_more() {
+        all(|row, machine, host_restarted, disk| {
+            let first = decide(row, machine, host_restarted, disk);
+            let after = row_after(first, row);
+            let adopted = first == Verdict::Adopt;
+            let disk_after = match first {
+                Verdict::RollForward { .. } => true,
+                Verdict::Unmake { .. } => false,
+                _ => disk,
+            };
+            if after.is_none() && !adopted && !disk_after {
+                return; // Nothing is left to decide on.
+            }
+            let second = decide(after, adopted, host_restarted, disk_after);
+            assert_eq!(row_after(second, after), after, "{row:?} {machine} {host_restarted} {disk}");
+        });
+    }
+}

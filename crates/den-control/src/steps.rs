@@ -1,0 +1,154 @@
+//! The steps of one computer: their numbers, those that run, and what their logs take.
+//!
+//! Invariants:
+//! - A step is among the running ones before its row is written and until its end is recorded, so
+//!   that whoever finds it in neither place knows that there is none.
+//! - Its end is recorded before anyone is told.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use den_model::{Micros, Step, StepEnd};
+use den_store::{Durability, StoreError};
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    control::{Inner, now},
+    errors::{Error, chain, too_many},
+    handle::Handle,
+    limits::{READERS_MAX, STEPS_KEPT_MAX, STEPS_PRUNE_EVERY, STEPS_RUNNING_MAX},
+    logs::Logs,
+    output::Progress,
+};
+
+pub(crate) struct Steps {
+    last: AtomicU64,
+    running: Mutex<HashMap<u64, Arc<Live>>>,
+    /// Counts those that run, for who waits until none does.
+    count: watch::Sender<usize>,
+    pub readers: Arc<Semaphore>,
+    pub logs: Logs,
+}
+
+/// A step that runs.
+pub(crate) struct Live {
+    /// As it was recorded when it began.
+    pub step: Step,
+    /// None for steps on files.
+    pub log: Option<Arc<File>>,
+    pub progress: watch::Sender<Progress>,
+}
+
+impl Live {
+    pub(crate) fn new(step: Step, log: Option<Arc<File>>) -> Arc<Self> {
+        let (progress, _) = watch::channel(Progress { log_bytes: 0, output_bytes: step.output_bytes, end: None });
+        Arc::new(Self { step, log, progress })
+    }
+
+    /// The step as it is now.
+    pub(crate) fn present(&self) -> Step {
+        let progress = self.progress.borrow();
+        match &progress.end {
+            Some(ended) => (**ended).clone(),
+            None => Step { output_bytes: progress.output_bytes, ..self.step.clone() },
+        }
+    }
+}
+
+impl Steps {
+    pub(crate) fn new(dir: PathBuf, last: u64) -> Self {
+        Self {
+            last: AtomicU64::new(last),
+            running: Mutex::default(),
+            count: watch::channel(0).0,
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            logs: Logs::new(dir),
+        }
+    }
+
+    pub(crate) fn last(&self) -> u64 {
+        self.last.load(Ordering::Relaxed)
+    }
+
+    /// The number of the next step.
+    pub(crate) fn number(&self) -> u64 {
+        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Live>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses where too many run; not exact, since nothing is held.
+    pub(crate) fn room(&self) -> Result<(), Error> {
+        if self.lock().len() < STEPS_RUNNING_MAX {
+            Ok(())
+        } else {
+            Err(too_many("steps that run in one computer", STEPS_RUNNING_MAX))
+        }
+    }
+
+    pub(crate) fn add(&self, live: &Arc<Live>) {
+        let mut running = self.lock();
+        running.insert(live.step.number, Arc::clone(live));
+        self.count.send_replace(running.len());
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<Arc<Live>> {
+        self.lock().get(&number).cloned()
+    }
+
+    /// Takes a step away that was never recorded.
+    pub(crate) fn forget(&self, number: u64) {
+        let mut running = self.lock();
+        running.remove(&number);
+        self.count.send_replace(running.len());
+    }
+
+    /// Waits until no step runs, or for `limit`.
+    pub(crate) async fn all_ended(&self, limit: Duration) {
+        let mut count = self.count.subscribe();
+        let _ = tokio::time::timeout(limit, count.wait_for(|&count| count == 0)).await;
+    }
+}
+
+/// Records the end of a step, then tells it to all who wait.
+pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live, end: StepEnd, output_bytes: u64) {
+    let ended_at: Micros = now();
+    let number = live.step.number;
+    let recorded = inner.store.end_step(handle.id, number, ended_at, &end, output_bytes, Durability::Process).await;
+    match recorded {
+        // The computer is being removed, and its rows are gone already.
+        Ok(()) | Err(StoreError::NoSuchStep { .. } | StoreError::NoSuchComputer { .. }) => {}
+        Err(error) => {
+            let error = chain(&error);
+            tracing::error!(computer = %handle.id, step = number, error, "the end of a step is not recorded");
+        }
+    }
+    den_sys::failpoint::hit("exec.ended");
+    let ended = Step { ended_at: Some(ended_at), end: Some(end), output_bytes, ..live.step.clone() };
+    live.progress.send_modify(|progress| {
+        progress.output_bytes = output_bytes;
+        progress.end = Some(Arc::new(ended));
+    });
+    handle.steps.forget(number);
+    if let Some(log) = &live.log {
+        handle.steps.logs.ended(inner, handle, number, log);
+    }
+    if number > STEPS_KEPT_MAX && number.is_multiple_of(STEPS_PRUNE_EVERY) {
+        let below = number - STEPS_KEPT_MAX;
+        let pruned = inner.store.prune_steps(handle.id, below, Durability::Process);
+        handle.steps.logs.prune_below(inner, handle, below);
+        if let Err(error) = pruned.await {
+            tracing::warn!(computer = %handle.id, error = %error, "old steps are not forgotten");
+        }
+    }
+}

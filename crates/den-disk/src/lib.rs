@@ -1,0 +1,282 @@
+//! The writable part of computers: where it lies, how it is made, limited and unmade.
+//!
+//! ```text
+//! DATA/computers/                 btrfs: of DATA itself, or of a loop-mounted image DATA/disk.btrfs;
+//!                                 or a plain directory
+//! DATA/computers/<id>/live/       one subvolume (or directory): data/ work/ vol/
+//! DATA/computers/<id>/steps/      another one: output of steps
+//! DATA/computers/.gone/<n>        out of sight already, being removed
+//! ```
+//!
+//! Invariants:
+//! - A computer's directory has its id for its name; what has none is swept by [`Disks::open`].
+//! - Removal is one rename. What comes after it may be cut off at any point.
+//!
+//! Not here: the overlay that is mounted from a disk (`machine`), images (`image`), and what the
+//! database knows (`store`).
+
+mod backing;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use den_model::{Bytes, ComputerId};
+use den_sys::{SysError, btrfs};
+use rustix::fs::{Mode, OFlags};
+
+pub use backing::{Storage, StorageChoice};
+
+/// Where disks shall lie.
+#[derive(Debug, Clone)]
+pub struct DiskConfig {
+    /// The data folder.
+    pub data: PathBuf,
+    /// Which storage.
+    pub storage: StorageChoice,
+    /// Size of the btrfs image, if one is made; 80 % of what is free on DATA without.
+    pub size: Option<Bytes>,
+}
+
+/// Why a disk could not be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// A file operation failed; the message names the path.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A program that is needed is not installed.
+    #[error("`{program}` is needed to make the disk image and is not installed")]
+    Missing {
+        /// Its name.
+        program: &'static str,
+    },
+    /// `mkfs.btrfs` failed.
+    #[error("mkfs.btrfs on {}: {message}", path.display())]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// What it printed.
+        message: String,
+    },
+    /// There is one already.
+    #[error("computer {0} has a disk already")]
+    Exists(ComputerId),
+}
+
+/// All disks of one data folder.
+#[derive(Clone)]
+pub struct Disks(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    root_fd: std::os::fd::OwnedFd,
+    storage: Storage,
+    /// `/sys/fs/btrfs/<uuid>/qgroups`, where usage is read.
+    qgroups: Option<PathBuf>,
+    gone: AtomicU64,
+}
+
+/// One computer's disk.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Holds `data/`, `work/` and `vol/`.
+    pub live: PathBuf,
+    /// Holds the output of steps.
+    pub steps: PathBuf,
+}
+
+/// What a computer is told about itself in /etc.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity<'a> {
+    /// Its hostname.
+    pub hostname: &'a str,
+    /// Its machine id, machine-id(5).
+    pub machine_id: [u8; 16],
+}
+
+const GONE: &str = ".gone";
+
+/// What the output of one computer's steps may take, whatever writes it: the agent holds the
+/// logs' descriptors, and root inside could take them from it.
+pub const STEPS_BYTES_MAX: Bytes = Bytes::gib(8);
+
+impl Disks {
+    /// Finds or makes the place for disks, mounts it, and sweeps what a crash left half removed.
+    pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        let root = config.data.join("computers");
+        fs_err::create_dir_all(&root)?;
+        let storage = backing::open(config, &root)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root_fd =
+            rustix::fs::open(&root, flags, Mode::empty()).map_err(SysError::rustix("open", root.display()))?;
+        fs_err::create_dir_all(root.join(GONE))?;
+        rustix::fs::chmod(&root, Mode::from_raw_mode(0o700)).map_err(SysError::rustix("chmod", root.display()))?;
+        let qgroups = (storage == Storage::Btrfs).then(|| backing::qgroups(&root)).flatten();
+        let disks = Self(Arc::new(Inner { root, root_fd, storage, qgroups, gone: AtomicU64::new(0) }));
+        disks.sweep();
+        Ok(disks)
+    }
+
+    /// What disks lie on.
+    pub fn storage(&self) -> Storage {
+        self.0.storage
+    }
+
+    /// Makes the disk of `id`, held to `limit`, with `identity` written to its /etc.
+    ///
+    /// Errors: `Exists`; what the file system refuses. Nothing is left of it then.
+    pub fn create(&self, id: ComputerId, limit: Bytes, identity: &Identity<'_>) -> Result<Disk, DiskError> {
+        let home = self.0.root.join(id.to_string());
+        if let Err(error) = std::fs::create_dir(&home) {
+            return Err(match error.kind() {
+                io::ErrorKind::AlreadyExists => DiskError::Exists(id),
+                _ => SysError::io("mkdir", &home, &error).into(),
+            });
+        }
+        self.fill(&home, id, limit, identity).inspect_err(|_| {
+            let _ = self.remove(id);
+        })
+    }
+
+    fn fill(&self, home: &Path, id: ComputerId, limit: Bytes, identity: &Identity<'_>) -> Result<Disk, DiskError> {
+        let disk = self.disk(id);
+        let open = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(SysError::rustix("open", path.display()))
+        };
+        match self.0.storage {
+            Storage::Btrfs => btrfs::create_subvolume(open(home)?.as_fd(), "live")?,
+            Storage::Plain => make(&disk.live)?,
+        }
+        let live = open(&disk.live)?;
+        if self.0.storage == Storage::Btrfs {
+            btrfs::limit_subvolume(live.as_fd(), btrfs::subvolume_id(live.as_fd())?, limit.0)?;
+        }
+        for (name, mode) in [("data", 0o755), ("work", 0o755), ("vol", 0o755), ("data/etc", 0o755)] {
+            let mode = Mode::from_raw_mode(mode);
+            rustix::fs::mkdirat(&live, name, mode).map_err(SysError::rustix("mkdir", name))?;
+        }
+        let machine_id: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hostname = identity.hostname;
+        let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        for (name, text, mode) in [
+            ("data/etc/hostname", format!("{hostname}\n"), 0o644),
+            ("data/etc/hosts", hosts, 0o644),
+            ("data/etc/machine-id", format!("{machine_id}\n"), 0o444),
+        ] {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(&live, name, flags, Mode::from_raw_mode(mode))
+                .map_err(SysError::rustix("create", name))?;
+            rustix::io::write(&fd, text.as_bytes()).map_err(SysError::rustix("write", name))?;
+        }
+        // Made last: whoever finds it knows that the rest is there.
+        match self.0.storage {
+            Storage::Btrfs => {
+                let home = open(home)?;
+                btrfs::create_subvolume(home.as_fd(), "steps")?;
+                let steps = open(&disk.steps)?;
+                btrfs::limit_subvolume(steps.as_fd(), btrfs::subvolume_id(steps.as_fd())?, STEPS_BYTES_MAX.0)?;
+            }
+            Storage::Plain => make(&disk.steps)?,
+        }
+        Ok(disk)
+    }
+
+    /// The paths of `id`'s disk, whether it is there or not.
+    pub fn disk(&self, id: ComputerId) -> Disk {
+        let home = self.0.root.join(id.to_string());
+        Disk { live: home.join("live"), steps: home.join("steps") }
+    }
+
+    /// Whether `id` has a disk that is whole.
+    pub fn exists(&self, id: ComputerId) -> bool {
+        // `steps` is made last.
+        self.disk(id).steps.is_dir()
+    }
+
+    /// Everyone who has a disk, whole or not.
+    pub fn list(&self) -> Result<Vec<ComputerId>, DiskError> {
+        let mut ids = Vec::new();
+        for entry in fs_err::read_dir(&self.0.root)? {
+            if let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Removes the disk of `id`: out of sight at once, its bytes later. None is no error.
+    pub fn remove(&self, id: ComputerId) -> Result<(), DiskError> {
+        let name = id.to_string();
+        let number = self.0.gone.fetch_add(1, Ordering::Relaxed);
+        let gone = format!("{GONE}/{name}.{}.{number}", std::process::id());
+        match rustix::fs::renameat(&self.0.root_fd, &name, &self.0.root_fd, &gone) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(SysError::new("rename", name, errno.raw_os_error()).into()),
+        }
+        let disks = self.clone();
+        // Its own short thread: deletion of a large plain tree takes long, and nobody waits for it.
+        let spawned = std::thread::Builder::new().name("den-disk-gone".into()).stack_size(256 << 10).spawn(move || {
+            disks.delete(&disks.0.root.join(gone));
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "a removed disk waits for the next start to be deleted");
+        }
+        Ok(())
+    }
+
+    /// Bytes that `id` has written beyond its image, where the storage counts them.
+    pub fn usage(&self, id: ComputerId) -> Option<Bytes> {
+        let qgroups = self.0.qgroups.as_ref()?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let live = rustix::fs::open(self.disk(id).live, flags, Mode::empty()).ok()?;
+        let subvolume = btrfs::subvolume_id(live.as_fd()).ok()?;
+        let text = std::fs::read_to_string(qgroups.join(format!("0_{subvolume}/exclusive"))).ok()?;
+        text.trim().parse().ok().map(Bytes)
+    }
+
+    /// Waits for what is being removed and unmounts, if nothing uses it any more.
+    pub fn close(self) -> Result<(), DiskError> {
+        self.sweep();
+        let root = self.0.root.clone();
+        drop(self);
+        backing::close(&root)
+    }
+
+    fn sweep(&self) {
+        let Ok(entries) = std::fs::read_dir(self.0.root.join(GONE)) else { return };
+        for entry in entries.flatten() {
+            self.delete(&entry.path());
+        }
+    }
+
+    /// Deletes a tree that may hold subvolumes. Failures are logged: the next sweep tries again.
+    fn delete(&self, path: &Path) {
+        if self.0.storage == Storage::Btrfs
+            && let Ok(directory) = rustix::fs::open(
+                path,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                Mode::empty(),
+            )
+        {
+            for name in ["live", "steps"] {
+                let _ = btrfs::destroy_subvolume(directory.as_fd(), name);
+            }
+        }
+        match std::fs::remove_dir_all(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "cannot delete a removed disk"),
+        }
+    }
+}
+
+fn make(path: &Path) -> Result<(), SysError> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)).map_err(SysError::rustix("mkdir", path.display()))
+}

@@ -1,0 +1,393 @@
+//! Talking to the agent: one connection an operation. The exchange of each is in
+//! `den_wire::agent`.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use den_sys::socket;
+use den_wire::agent::{
+    Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Reply, Request, SignalScope, WriteFile,
+};
+use den_wire::frame::message_bytes;
+use den_wire::{DATA_CHUNK_BYTES, FrameKind, WireError, read_frame, write_end, write_frame, write_message};
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// To the agent of one computer. Connects anew for each operation.
+#[derive(Debug, Clone)]
+pub struct Link {
+    path: std::sync::Arc<PathBuf>,
+}
+
+/// Why an operation inside was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The agent said so.
+    #[error("{} ({:?})", .0.subject, .0.kind)]
+    Failed(Failure),
+    /// The agent is gone, or speaks nonsense.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Nobody listens.
+    #[error("no agent at {}", path.display())]
+    Connect {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl From<std::io::Error> for LinkError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Wire(error.into())
+    }
+}
+
+/// A running step: what comes from it and what goes to it.
+pub struct StepLink {
+    /// From it.
+    pub events: StepEvents,
+    /// To it.
+    pub input: StepInput,
+}
+
+/// News of a running step.
+pub struct StepEvents {
+    read: BufReader<OwnedReadHalf>,
+    /// The end of a command that could not be started.
+    first: Option<StepEvent>,
+}
+
+/// What goes to a running step. Dropping it closes the step's standard input.
+pub struct StepInput(OwnedWriteHalf);
+
+/// News of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StepEvent {
+    /// Its log has grown.
+    Progress {
+        /// Length of the log file, in bytes.
+        log_bytes: u64,
+        /// Bytes of output, cut ones included.
+        output_bytes: u64,
+    },
+    /// It has ended and its log is complete.
+    Ended {
+        /// How.
+        end: End,
+        /// Length of the log file, in bytes.
+        log_bytes: u64,
+        /// Bytes of output, cut ones included.
+        output_bytes: u64,
+    },
+}
+
+/// Data on its way out.
+pub struct DataSource(
+    BufReader<OwnedReadHalf>,
+    #[expect(dead_code, reason = "closing it would end the operation")] OwnedWriteHalf,
+);
+
+/// Data on its way in. Dropping it without [`DataSink::finish`] abandons the operation.
+pub struct DataSink {
+    read: BufReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+/// Changes under a watch.
+pub struct Changes(
+    BufReader<OwnedReadHalf>,
+    #[expect(dead_code, reason = "closing it would end the watch")] OwnedWriteHalf,
+);
+
+type Halves = (BufReader<OwnedReadHalf>, OwnedWriteHalf);
+
+impl Link {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path: std::sync::Arc::new(path) }
+    }
+
+    async fn connect(&self) -> Result<UnixStream, LinkError> {
+        UnixStream::connect(&*self.path)
+            .await
+            .map_err(|source| LinkError::Connect { path: self.path.to_path_buf(), source })
+    }
+
+    async fn open(&self, request: &Request) -> Result<Halves, LinkError> {
+        let mut stream = self.connect().await?;
+        write_message(&mut stream, request).await?;
+        let (read, write) = stream.into_split();
+        Ok((BufReader::new(read), write))
+    }
+
+    /// One request, one answer; `Failed` is an error.
+    async fn call(&self, request: &Request) -> Result<Reply, LinkError> {
+        let (mut read, _write) = self.open(request).await?;
+        reply(&mut read).await
+    }
+
+    /// Who is there?
+    pub async fn hello(&self) -> Result<Hello, LinkError> {
+        match self.call(&Request::Hello { version: den_wire::VERSION }).await? {
+            Reply::Hello(hello) => Ok(hello),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Runs a command whose output goes to `log`. Returns once it runs, or could not be started: then
+    /// the first event is its end.
+    pub async fn exec(&self, exec: &Exec, log: BorrowedFd<'_>) -> Result<StepLink, LinkError> {
+        let mut stream = self.connect().await?;
+        let bytes = message_bytes(&Request::Exec(exec.clone()));
+        let sent = loop {
+            stream.writable().await?;
+            match socket::send(stream.as_fd(), &bytes, &[log]) {
+                Ok(sent) => break sent,
+                Err(error) if error.errno == rustix::io::Errno::AGAIN.raw_os_error() => tokio::task::yield_now().await,
+                Err(error) => return Err(error.to_io().into()),
+            }
+        };
+        stream.write_all(&bytes[sent..]).await?;
+        started(stream).await
+    }
+
+    /// Joins a running step.
+    pub async fn attach(&self, step: u64) -> Result<StepLink, LinkError> {
+        let mut stream = self.connect().await?;
+        write_message(&mut stream, &Request::Attach { step }).await?;
+        started(stream).await
+    }
+
+    /// Sends a signal to a running step.
+    pub async fn signal(&self, step: u64, signal: i32, scope: SignalScope) -> Result<(), LinkError> {
+        self.change(&Request::Signal { step, signal, scope }).await
+    }
+
+    /// Asks for the end of everything inside, SIGKILL after `grace`. The machine dies a little later.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), LinkError> {
+        self.change(&Request::Shutdown { grace_ms: grace.as_millis() as u64 }).await
+    }
+
+    /// A request that is answered with `Done`.
+    pub async fn change(&self, request: &Request) -> Result<(), LinkError> {
+        match self.call(request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Attributes of a path.
+    pub async fn stat(&self, path: &[u8], follow: bool) -> Result<FileStat, LinkError> {
+        match self.call(&Request::Stat { path: path.to_vec().into(), follow }).await? {
+            Reply::Stat(stat) => Ok(stat),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// What a directory holds, to this depth.
+    pub async fn list(&self, path: &[u8], depth: u32) -> Result<Vec<FileStat>, LinkError> {
+        let (mut read, _write) = self.open(&Request::List { path: path.to_vec().into(), depth }).await?;
+        let mut all = Vec::new();
+        loop {
+            match reply(&mut read).await? {
+                Reply::Entries(mut entries) => all.append(&mut entries),
+                Reply::Done => return Ok(all),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Reads a file: its attributes, then its bytes.
+    pub async fn read(
+        &self,
+        path: &[u8],
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<(FileStat, DataSource), LinkError> {
+        let (mut read, write) = self.open(&Request::Read { path: path.to_vec().into(), offset, length }).await?;
+        match reply(&mut read).await? {
+            Reply::Stat(stat) => Ok((stat, DataSource(read, write))),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Writes a file. It appears, whole, when the sink is finished.
+    pub async fn write(&self, file: &WriteFile) -> Result<DataSink, LinkError> {
+        let (read, write) = self.open(&Request::Write(file.clone())).await?;
+        Ok(DataSink { read, write })
+    }
+
+    /// Packs a path into a tar stream.
+    pub async fn tar_out(&self, path: &[u8], follow: bool) -> Result<DataSource, LinkError> {
+        let (read, write) = self.open(&Request::TarOut { path: path.to_vec().into(), follow }).await?;
+        Ok(DataSource(read, write))
+    }
+
+    /// Unpacks a tar stream.
+    pub async fn tar_in(&self, path: &[u8], owner: Option<&str>, rename: Option<&[u8]>) -> Result<DataSink, LinkError> {
+        let request = Request::TarIn {
+            path: path.to_vec().into(),
+            owner: owner.map(str::to_owned),
+            rename: rename.map(|name| name.to_vec().into()),
+        };
+        let (read, write) = self.open(&request).await?;
+        Ok(DataSink { read, write })
+    }
+
+    /// Watches a path. Returns once the watch is armed.
+    pub async fn watch(&self, path: &[u8], recursive: bool) -> Result<Changes, LinkError> {
+        let (mut read, write) = self.open(&Request::Watch { path: path.to_vec().into(), recursive }).await?;
+        match reply(&mut read).await? {
+            Reply::Done => Ok(Changes(read, write)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Connects to a TCP port inside. What follows on the stream is the connection's own bytes.
+    pub async fn dial(&self, port: u16) -> Result<UnixStream, LinkError> {
+        let mut stream = self.connect().await?;
+        write_message(&mut stream, &Request::Dial { port }).await?;
+        // Unbuffered: bytes after the answer belong to the connection.
+        match read_reply(&mut stream).await? {
+            Reply::Done => Ok(stream),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+async fn started(stream: UnixStream) -> Result<StepLink, LinkError> {
+    let (read, write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let first = match reply(&mut read).await? {
+        Reply::Started { .. } => None,
+        Reply::Ended { end, log_bytes, output_bytes } => Some(StepEvent::Ended { end, log_bytes, output_bytes }),
+        _ => return Err(unexpected()),
+    };
+    Ok(StepLink { events: StepEvents { read, first }, input: StepInput(write) })
+}
+
+impl StepEvents {
+    /// The next news; `Wire(Closed)` when the agent is gone.
+    pub async fn next(&mut self) -> Result<StepEvent, LinkError> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        loop {
+            match reply(&mut self.read).await? {
+                Reply::Progress { log_bytes, output_bytes } => {
+                    return Ok(StepEvent::Progress { log_bytes, output_bytes });
+                }
+                Reply::Ended { end, log_bytes, output_bytes } => {
+                    return Ok(StepEvent::Ended { end, log_bytes, output_bytes });
+                }
+                Reply::Started { .. } => {}
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+}
+
+impl StepInput {
+    /// Sends bytes to its standard input; waits while the command does not read.
+    pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+        for chunk in bytes.chunks(DATA_CHUNK_BYTES) {
+            write_frame(&mut self.0, FrameKind::Data, chunk).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends its standard input.
+    pub async fn close_stdin(&mut self) -> Result<(), LinkError> {
+        Ok(write_end(&mut self.0).await?)
+    }
+
+    /// Tells its terminal another size.
+    pub async fn resize(&mut self, rows: u16, cols: u16) -> Result<(), LinkError> {
+        Ok(write_message(&mut self.0, &Input::Resize { rows, cols }).await?)
+    }
+
+    /// Sends it a signal, in order with its input.
+    pub async fn signal(&mut self, signal: i32, scope: SignalScope) -> Result<(), LinkError> {
+        Ok(write_message(&mut self.0, &Input::Signal { signal, scope }).await?)
+    }
+}
+
+impl DataSource {
+    /// The next bytes; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, LinkError> {
+        let frame = read_frame(&mut self.0).await?;
+        match frame.kind {
+            FrameKind::Data => Ok(Some(Bytes::from(frame.payload))),
+            FrameKind::End => Ok(None),
+            FrameKind::Message => match frame.message()? {
+                Reply::Failed(failure) => Err(LinkError::Failed(failure)),
+                _ => Err(unexpected()),
+            },
+        }
+    }
+}
+
+impl DataSink {
+    /// Sends bytes. An early refusal of the agent is the error.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+        for chunk in bytes.chunks(DATA_CHUNK_BYTES) {
+            if let Err(error) = write_frame(&mut self.write, FrameKind::Data, chunk).await {
+                return Err(self.refusal().await.unwrap_or(error.into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that all was sent and waits until it is done; a file's attributes for a write.
+    pub async fn finish(mut self) -> Result<Option<FileStat>, LinkError> {
+        if let Err(error) = write_end(&mut self.write).await {
+            return Err(self.refusal().await.unwrap_or(error.into()));
+        }
+        match reply(&mut self.read).await? {
+            Reply::Stat(stat) => Ok(Some(stat)),
+            Reply::Done => Ok(None),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// What the agent said before it closed.
+    async fn refusal(&mut self) -> Option<LinkError> {
+        match reply(&mut self.read).await {
+            Err(error @ LinkError::Failed(_)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl Changes {
+    /// The next change; `Wire(Closed)` when the agent is gone.
+    pub async fn next(&mut self) -> Result<Change, LinkError> {
+        match reply(&mut self.0).await? {
+            Reply::Changed(change) => Ok(change),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+async fn read_reply<R: tokio::io::AsyncRead + Unpin>(read: &mut R) -> Result<Reply, LinkError> {
+    match read_frame(read).await?.message()? {
+        Reply::Failed(failure) => Err(LinkError::Failed(failure)),
+        other => Ok(other),
+    }
+}
+
+async fn reply(read: &mut BufReader<OwnedReadHalf>) -> Result<Reply, LinkError> {
+    read_reply(read).await
+}
+
+fn unexpected() -> LinkError {
+    LinkError::Failed(Failure {
+        kind: FailureKind::BadRequest,
+        subject: "the agent gave another answer than the request has".to_owned(),
+        errno: None,
+    })
+}

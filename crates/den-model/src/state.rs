@@ -1,0 +1,169 @@
+//! Which state follows which: two pure functions that the task of a computer obeys.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Where a computer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Its row is there, its processes are not yet.
+    Creating,
+    /// Its agent has answered.
+    Running,
+    /// Being ended; the disk stays.
+    Stopping,
+    /// No process; the disk is there.
+    Stopped,
+    /// Coming back on the disk it had.
+    Starting,
+    /// It ended without being asked to, or did not come up. The disk is there.
+    Failed,
+    /// Being unmade; the name is free again.
+    Removing,
+}
+
+/// What someone may ask of a computer. A request may be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Boot on the disk.
+    Start,
+    /// End all processes, keep the disk.
+    Stop,
+    /// Unmake it.
+    Remove,
+    /// Run a command or touch a file inside.
+    Use,
+}
+
+/// What has happened to a computer. A fact may not be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// The agent has answered.
+    Booted,
+    /// PID 1 is gone.
+    Died,
+    /// It could not be brought up.
+    BootFailed,
+    /// The host was started anew, so nothing runs.
+    HostRestarted,
+}
+
+/// A request that the present state does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a computer that is {state} does not take `{request}`")]
+pub struct Refused {
+    /// The state it is in.
+    pub state: State,
+    /// What was asked.
+    pub request: Request,
+}
+
+impl State {
+    /// Every state, for tables and tests.
+    pub const ALL: [Self; 7] =
+        [Self::Creating, Self::Running, Self::Stopping, Self::Stopped, Self::Starting, Self::Failed, Self::Removing];
+
+    /// The state after `request` was taken.
+    ///
+    /// Errors: [`Refused`] where this state does not take it.
+    pub fn ask(self, request: Request) -> Result<Self, Refused> {
+        use {Request as R, State as S};
+        match (self, request) {
+            (S::Stopped | S::Failed, R::Start) => Ok(S::Starting),
+            (S::Running | S::Starting, R::Stop) => Ok(S::Stopping),
+            (S::Running, R::Use) => Ok(S::Running),
+            (S::Removing, _) => Err(Refused { state: self, request }),
+            (_, R::Remove) => Ok(S::Removing),
+            (state, request) => Err(Refused { state, request }),
+        }
+    }
+
+    /// The state after `fact`. Late news changes nothing.
+    pub fn learn(self, fact: Fact) -> Self {
+        use {Fact as F, State as S};
+        match (self, fact) {
+            (S::Creating | S::Starting, F::Booted) => S::Running,
+            (S::Stopping, F::Died) => S::Stopped,
+            (S::Creating | S::Starting | S::Running, F::Died) => S::Failed,
+            (S::Creating | S::Starting, F::BootFailed) => S::Failed,
+            (S::Creating | S::Running | S::Starting | S::Stopping, F::HostRestarted) => S::Stopped,
+            (state, _) => state,
+        }
+    }
+
+    /// As it travels and as it is shown.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Failed => "failed",
+            Self::Removing => "removing",
+        }
+    }
+
+    /// The state of this name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+impl Request {
+    /// Every request.
+    pub const ALL: [Self; 4] = [Self::Start, Self::Stop, Self::Remove, Self::Use];
+}
+
+impl Fact {
+    /// Every fact.
+    pub const ALL: [Self; 4] = [Self::Booted, Self::Died, Self::BootFailed, Self::HostRestarted];
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Remove => "remove",
+            Self::Use => "use",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_table() {
+        let mut table = String::new();
+        for state in State::ALL {
+            for request in Request::ALL {
+                let to = state.ask(request).map_or("refused".to_owned(), |to| to.to_string());
+                table += &format!("{state:<9} ask   {request:<14} {to}\n");
+            }
+            for fact in Fact::ALL {
+                table += &format!("{state:<9} learn {:<14} {}\n", format!("{fact:?}"), state.learn(fact));
+            }
+        }
+        insta::assert_snapshot!(table);
+    }
+
+    #[test]
+    fn states_read_back() {
+        for state in State::ALL {
+            assert_eq!(State::parse(state.as_str()), Some(state));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Opening the file: is it ours, is it whole, is it of a schema we know; then the migrations.
+//!
+//! Invariant: nothing is written to a file that is refused.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+
+use crate::{
+    StoreError,
+    error::{Inside, Op},
+};
+
+/// Marks the file as Den's: `DEN1` in ASCII, in the header's `application_id`.
+const APPLICATION: i64 = 0x4445_4e31;
+/// How long a write waits for someone else's, such as a person with the `sqlite3` shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The WAL file is cut back to this when it begins anew.
+const WAL_BYTES_KEPT: i64 = 64 << 20;
+/// Statements kept prepared; there are about twenty.
+const STATEMENTS_KEPT: usize = 64;
+
+/// The n-th takes a file from schema n to n + 1. Never changed once released, only added to.
+const MIGRATIONS: &[&str] = &[
+    // 0 → 1. Ids are the 16 bytes of the UUID, times microseconds since the Unix epoch.
+    "CREATE TABLE computers (
+        id           BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        name         TEXT    NOT NULL,
+        spec         TEXT    NOT NULL,            -- ComputerSpec as JSON
+        state        TEXT    NOT NULL,
+        reason       TEXT,
+        created_at   INTEGER NOT NULL,
+        changed_at   INTEGER NOT NULL,
+        boot_id      TEXT    NOT NULL,
+        steps_pruned INTEGER NOT NULL DEFAULT 0   -- the highest step number ever pruned
+    ) STRICT, WITHOUT ROWID;
+    -- A computer that is being removed has given its name back.
+    CREATE UNIQUE INDEX computers_name ON computers (name) WHERE state <> 'removing';
+
+    CREATE TABLE steps (
+        computer     BLOB    NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+        number       INTEGER NOT NULL CHECK (number > 0),
+        kind         TEXT    NOT NULL,
+        argv         TEXT    NOT NULL,            -- JSON array of strings
+        user         TEXT,
+        cwd          TEXT,
+        pty          INTEGER NOT NULL,
+        who          TEXT    NOT NULL,
+        started_at   INTEGER NOT NULL,
+        ended_at     INTEGER,
+        end          TEXT,                        -- StepEnd as JSON; NULL while it runs
+        output_bytes INTEGER NOT NULL,
+        PRIMARY KEY (computer, number)
+    ) STRICT, WITHOUT ROWID;
+    -- What a start looks for: few rows, whatever the history.
+    CREATE INDEX steps_running ON steps (computer, number) WHERE end IS NULL;
+
+    -- Outlives its computer, so that a late repeat does not make a second one.
+    CREATE TABLE idempotency (
+        key          TEXT    NOT NULL PRIMARY KEY,
+        request_hash TEXT    NOT NULL,
+        computer     BLOB    NOT NULL,
+        created_at   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX idempotency_age ON idempotency (created_at);
+
+    CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+];
+
+/// Opens the database for the writer, migrated to the newest schema, with its WAL there.
+pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
+    try_open(path).map_err(|inside| inside.during(Op::Open, path))
+}
+
+fn try_open(path: &Path) -> Result<Connection, Inside> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Else closing a refused file would copy its WAL into it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    let known = MIGRATIONS.len() as i64;
+    let found = judge(&connection, path, known)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Inside::Row(format!("its journal is `{mode}` and will not become `wal`")));
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    migrate(&mut connection, found, known)?;
+    tune(&connection)?;
+    Ok(connection)
+}
+
+/// The schema found in a file that is ours or empty.
+fn judge(connection: &Connection, path: &Path, known: i64) -> Result<i64, Inside> {
+    let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
+    let found = number("user_version")?;
+    let application = number("application_id")?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION && (application != 0 || found != 0 || tables != 0) {
+        return Err(StoreError::Foreign { path: path.to_owned() }.into());
+    }
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known }.into());
+    }
+    if found < 0 || (found == 0) != (tables == 0) {
+        return Err(Inside::Row(format!("it says schema {found} and has {tables} tables and indexes")));
+    }
+    Ok(found)
+}
+
+/// All missing migrations in one transaction, which is synced.
+fn migrate(connection: &mut Connection, found: i64, known: i64) -> Result<(), Inside> {
+    if found == known {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for migration in &MIGRATIONS[found as usize..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", known)?;
+    transaction.commit()?;
+    tracing::info!(from = found, to = known, "store migrated");
+    Ok(())
+}
+
+/// What every write runs under; see the crate's page for why NORMAL is enough.
+fn tune(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", WAL_BYTES_KEPT, |_| Ok(()))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! What an acknowledged fact survives, and which files are refused.
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{computer, id, step};
+use den_store::{
+    Durability::{Power, Process},
+    Store, StoreError,
+};
+
+const CHILD_DIR: &str = "DEN_STORE_TEST_DIR";
+
+/// Writes as fast as it can and says on stdout what was acknowledged.
+#[tokio::test]
+#[ignore = "the child of a_killed_process_loses_nothing_that_was_acknowledged"]
+async fn child() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let store = Store::open(Path::new(&dir)).unwrap();
+    let first = store.last_step_number(id(1)).await.unwrap();
+    if first == 0 {
+        store.insert_computer(&computer(1, "web"), None, Power).await.unwrap();
+    }
+    let mut stdout = std::io::stdout();
+    let mut queued = std::collections::VecDeque::new();
+    for number in first + 1.. {
+        let durability = if number % 16 == 0 { Power } else { Process };
+        queued.push_back((number, store.insert_step(id(1), &step(number), durability)));
+        if queued.len() > 8 {
+            let (number, write) = queued.pop_front().unwrap();
+            write.await.unwrap();
+            writeln!(stdout, "acknowledged {number}").unwrap();
+        }
+    }
+}
+
+/// Runs the child until it has acknowledged `count` more and kills it. Returns the last it told of.
+fn write_and_kill(dir: &Path, count: usize) -> u64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env(CHILD_DIR, dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut last = 0;
+    let mut seen = 0;
+    // Lines still in the pipe after the kill were acknowledged too.
+    while let Some(Ok(line)) = lines.next() {
+        if let Some((_, number)) = line.split_once("acknowledged ") {
+            last = number.parse().unwrap();
+            seen += 1;
+            if seen == count {
+                child.kill().unwrap();
+            }
+        }
+    }
+    child.wait().unwrap();
+    assert!(seen >= count, "the child ended by itself after {seen}");
+    last
+}
+
+#[tokio::test]
+async fn a_killed_process_loses_nothing_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=6 {
+        let last = write_and_kill(dir.path(), 500 * round);
+        let store = Store::open(dir.path()).unwrap();
+        let found = store.last_step_number(id(1)).await.unwrap();
+        assert!(found >= last, "round {round}: acknowledged {last}, found {found}");
+        assert_eq!(store.running_steps(id(1)).await.unwrap().len() as u64, found, "round {round}: none is missing");
+        store.check().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_torn_log_loses_its_tail_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    write_and_kill(dir.path(), 300);
+    let read = |name: &str| fs::read(dir.path().join(name)).unwrap();
+    let (database, log) = (read("den.db"), read("den.db-wal"));
+    let mut before = u64::MAX;
+    // Cut at ever shorter lengths, in frames and across them, with rubbish after the cut.
+    for cut in [0, 1, 23, 24, 4096, 4120, 10_000, 50_001, 200_000] {
+        let torn = tempfile::tempdir().unwrap();
+        fs::write(torn.path().join("den.db"), &database).unwrap();
+        let mut bytes = log[..log.len() - cut].to_vec();
+        bytes.extend(std::iter::repeat_n(0xa5, cut / 2));
+        fs::write(torn.path().join("den.db-wal"), bytes).unwrap();
+        let store = Store::open(torn.path()).unwrap();
+        store.check().await.unwrap();
+        let last = store.last_step_number(id(1)).await.unwrap();
+        assert!(last <= before, "cut {cut}");
+        assert_eq!(store.running_steps(id(1)).await.unwrap().len() as u64, last, "cut {cut}");
+        before = last;
+        store.insert_step(id(1), &step(last + 1), Power).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_second_open_is_refused_with_the_holder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    match Store::open(dir.path()).map(drop) {
+        Err(error @ StoreError::Locked { pid, .. }) => {
+            assert_eq!((error.code(), pid), ("store_locked", Some(std::process::id())));
+        }
+        other => panic!("{other:?}"),
+    }
+    let clone = store.clone();
+    drop(store);
+    assert!(Store::open(dir.path()).is_err(), "a clone still has it");
+    drop(clone);
+    Store::open(dir.path()).unwrap();
+}
+
+/// Opens a changed copy of a store and expects `code`, and that no byte of it was written.
+async fn refused(code: &str, change: impl FnOnce(&Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    store.insert_computer(&computer(1, "web"), None, Power).await.unwrap();
+    drop(store);
+    let path = dir.path().join("den.db");
+    change(&path);
+    let wal = dir.path().join("den.db-wal");
+    let bytes = || (fs::read(&path).unwrap(), fs::read(&wal).unwrap_or_default());
+    let before = bytes();
+    match Store::open(dir.path()).map(drop) {
+        Err(error) => assert_eq!(error.code(), code, "{error}"),
+        Ok(()) => panic!("wanted {code}"),
+    }
+    assert!(before == bytes(), "{code}: it was written to");
+}
+
+fn sql(path: &Path, text: &str) {
+    rusqlite::Connection::open(path).unwrap().execute_batch(text).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_store_of_ours_is_refused_untouched() {
+    refused("store_newer", |path| sql(path, "PRAGMA user_version = 99")).await;
+    refused("store_foreign", |path| sql(path, "PRAGMA application_id = 7")).await;
+    refused("store_corrupt", |path| sql(path, "PRAGMA user_version = 0")).await;
+    refused("store_corrupt", |path| fs::write(path, "x".repeat(8192)).unwrap()).await;
+    refused("store_corrupt", |path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[100..200].fill(0xff);
+        fs::write(path, bytes).unwrap();
+    })
+    .await;
+    // Left by a newer Den that was killed: its log is not copied into the database.
+    refused("store_newer", |path| {
+        let other = tempfile::tempdir().unwrap();
+        let there = other.path().join("den.db");
+        fs::copy(path, &there).unwrap();
+        let connection = rusqlite::Connection::open(&there).unwrap();
+        connection.execute_batch("PRAGMA journal_mode = wal; PRAGMA user_version = 99").unwrap();
+        fs::copy(&there, path).unwrap();
+        fs::copy(other.path().join("den.db-wal"), path.with_extension("db-wal")).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn damage_met_later_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for number in 1..200 {
+        store.insert_computer(&computer(number, &format!("c{number}")), None, Process).await.unwrap();
+    }
+    drop(store);
+    let path = dir.path().join("den.db");
+    let mut bytes = fs::read(&path).unwrap();
+    let pages = bytes.len() / 4096;
+    bytes[(pages - 3) * 4096..].fill(0xee);
+    fs::write(&path, bytes).unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.check().await.unwrap_err().code(), "store_corrupt");
+}

@@ -1,0 +1,364 @@
+//! Control groups on hosts with v1 hierarchies, with v2, or with both.
+//!
+//! ```text
+//! v2   <mount>/<instance>/<name>                 limits and processes in one place
+//! v1   <controller's mount>/<instance>/<name>    one of these per controller
+//!      <cgroup2 mount>/<instance>/<name>         beside them: freezing, killing, and what a
+//!                                                computer sees as its own tree
+//! ```
+//!
+//! Only below `<instance>`, which Den makes. Everything is reached from descriptors that were
+//! opened at the start, so it works from a mount namespace that shows no /sys.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::SysError;
+use crate::mount::unescape;
+
+/// The period of CPU bandwidth, in microseconds: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+
+/// v1 controllers that a computer is put under.
+const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
+
+/// Files of a v2 cgroup that belong to who has it delegated; the limits stay the host's.
+const DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
+
+/// Which layout the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// One tree with controllers.
+    V2,
+    /// A tree per controller; a v2 tree without controllers may lie beside them.
+    V1,
+}
+
+/// Where the host's hierarchies are.
+#[derive(Debug, Clone)]
+pub struct Hierarchies {
+    /// Which layout.
+    pub layout: Layout,
+    /// The cgroup2 mount, if there is one.
+    pub unified: Option<PathBuf>,
+    /// v1: controller and mount.
+    pub v1: Vec<(&'static str, PathBuf)>,
+}
+
+impl Hierarchies {
+    /// Reads /proc/self/mountinfo.
+    pub fn find() -> Result<Self, SysError> {
+        let path = Path::new("/proc/self/mountinfo");
+        let table = std::fs::read_to_string(path).map_err(|error| SysError::io("read", path, &error))?;
+        let mut unified = None;
+        let mut v1 = Vec::new();
+        for line in table.lines() {
+            let Some((front, back)) = line.split_once(" - ") else { continue };
+            let Some(point) = front.split(' ').nth(4).map(unescape) else { continue };
+            let mut back = back.split(' ');
+            match back.next() {
+                Some("cgroup2") if unified.is_none() => unified = Some(PathBuf::from(point)),
+                Some("cgroup") => {
+                    let options = back.nth(1).unwrap_or("");
+                    for controller in V1_CONTROLLERS {
+                        if options.split(',').any(|option| option == controller) {
+                            v1.push((controller, PathBuf::from(&point)));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let controllers =
+            unified.as_ref().and_then(|mount| std::fs::read_to_string(mount.join("cgroup.controllers")).ok());
+        let has = |name: &str| controllers.as_deref().is_some_and(|list| list.split_whitespace().any(|c| c == name));
+        let layout = if has("memory") && has("pids") { Layout::V2 } else { Layout::V1 };
+        if layout == Layout::V2 {
+            v1.clear();
+        }
+        Ok(Self { layout, unified, v1 })
+    }
+}
+
+/// The directory `<instance>` in every hierarchy.
+pub struct Cgroups {
+    layout: Layout,
+    unified: Option<OwnedFd>,
+    v1: Vec<(&'static str, OwnedFd)>,
+}
+
+/// What a cgroup may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Thousandths of a CPU.
+    pub cpu_milli: u32,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+/// What a cgroup uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// CPU time in microseconds.
+    pub cpu_us: u64,
+    /// Bytes, page cache included.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u32,
+    /// How often the memory limit ended a process.
+    pub oom_kills: u64,
+}
+
+impl Cgroups {
+    /// Makes `<instance>` in every hierarchy and, on v2, hands the controllers down to it.
+    pub fn open(instance: &str) -> Result<Self, SysError> {
+        let hierarchies = Hierarchies::find()?;
+        let unified = match &hierarchies.unified {
+            Some(mount) => {
+                if hierarchies.layout == Layout::V2 {
+                    // One by one: a kernel may lack one. EBUSY says that processes live in the
+                    // root of a container's own tree; then limits are the outer host's.
+                    let root = open_directory(rustix::fs::CWD, mount)?;
+                    enable_controllers(root.as_fd());
+                }
+                let directory = make_and_open(mount, instance)?;
+                if hierarchies.layout == Layout::V2 {
+                    enable_controllers(directory.as_fd());
+                }
+                Some(directory)
+            }
+            None => None,
+        };
+        let mut v1 = Vec::new();
+        for (controller, mount) in &hierarchies.v1 {
+            v1.push((*controller, make_and_open(mount, instance)?));
+        }
+        Ok(Self { layout: hierarchies.layout, unified, v1 })
+    }
+
+    /// Which layout the host has.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    fn directories(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.v1.iter().map(|(_, fd)| fd.as_fd()).chain(self.unified.as_ref().map(AsFd::as_fd))
+    }
+
+    fn controller(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        match self.layout {
+            Layout::V2 => self.unified.as_ref().map(AsFd::as_fd),
+            Layout::V1 => self.v1.iter().find(|(controller, _)| *controller == name).map(|(_, fd)| fd.as_fd()),
+        }
+    }
+
+    /// Makes the cgroup `name`; its v2 tree is handed to the host user `owner`.
+    pub fn create(&self, name: &str, owner: u32) -> Result<(), SysError> {
+        for directory in self.directories() {
+            match rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(SysError::new("mkdir", format_args!("cgroup {name}"), errno.raw_os_error())),
+            }
+        }
+        if let Some(unified) = &self.unified {
+            let directory = open_directory(unified.as_fd(), name)?;
+            let owner = Some(rustix::fs::Uid::from_raw(owner));
+            let group = owner.map(|owner| rustix::fs::Gid::from_raw(owner.as_raw()));
+            let chown = |file: &str, flags| rustix::fs::chownat(&directory, file, owner, group, flags);
+            chown("", AtFlags::EMPTY_PATH).map_err(SysError::rustix("chown", format_args!("cgroup {name}")))?;
+            for file in DELEGATED {
+                match chown(file, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(SysError::new("chown", file, errno.raw_os_error())),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the process `pid` into the cgroup `name`.
+    pub fn attach(&self, name: &str, pid: i32) -> Result<(), SysError> {
+        let text = pid.to_string();
+        for directory in self.directories() {
+            write_below(directory, name, "cgroup.procs", &text)?;
+        }
+        Ok(())
+    }
+
+    /// Holds the cgroup `name` to `limits`.
+    pub fn limit(&self, name: &str, limits: &Limits) -> Result<(), SysError> {
+        let quota = (u64::from(limits.cpu_milli) * CPU_PERIOD_US / 1000).max(1000);
+        let files: [(&str, &str, String); 3] = match self.layout {
+            Layout::V2 => [
+                ("memory", "memory.max", limits.memory_bytes.to_string()),
+                ("pids", "pids.max", limits.pids.to_string()),
+                ("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_US}")),
+            ],
+            Layout::V1 => [
+                ("memory", "memory.limit_in_bytes", limits.memory_bytes.to_string()),
+                ("pids", "pids.max", limits.pids.to_string()),
+                ("cpu", "cpu.cfs_quota_us", quota.to_string()),
+            ],
+        };
+        for (controller, file, value) in files {
+            if let Some(directory) = self.controller(controller) {
+                match write_below(directory, name, file, &value) {
+                    Ok(()) => {}
+                    // A nested v2 tree whose controllers could not be handed down has no such file.
+                    Err(error) if error.errno == libc::ENOENT && self.layout == Layout::V2 => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the cgroup `name` uses.
+    pub fn usage(&self, name: &str) -> Usage {
+        let read = |controller: &str, file: &str| {
+            self.controller(controller).and_then(|directory| read_below(directory, name, file)).unwrap_or_default()
+        };
+        let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
+        let keyed = |text: &str, key: &str| {
+            text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        match self.layout {
+            Layout::V2 => Usage {
+                cpu_us: keyed(&read("cpu", "cpu.stat"), "usage_usec "),
+                memory_bytes: number(read("memory", "memory.current")),
+                pids: number(read("pids", "pids.current")) as u32,
+                oom_kills: keyed(&read("memory", "memory.events"), "oom_kill "),
+            },
+            Layout::V1 => Usage {
+                cpu_us: number(read("cpuacct", "cpuacct.usage")) / 1000,
+                memory_bytes: number(read("memory", "memory.usage_in_bytes")),
+                pids: number(read("pids", "pids.current")) as u32,
+                oom_kills: keyed(&read("memory", "memory.oom_control"), "oom_kill "),
+            },
+        }
+    }
+
+    /// Ends every process in the cgroup `name` and below it.
+    pub fn kill(&self, name: &str) {
+        if let Some(unified) = &self.unified
+            && write_below(unified.as_fd(), name, "cgroup.kill", "1").is_ok()
+        {
+            return;
+        }
+        for directory in self.directories() {
+            for pid in read_below(directory, name, "cgroup.procs").unwrap_or_default().lines() {
+                if let Some(pid) = pid.parse().ok().and_then(rustix::process::Pid::from_raw) {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+
+    /// Removes the cgroup `name` with what its processes made below it. One that is gone is no
+    /// error.
+    ///
+    /// Errors: `EBUSY` while a process is in it.
+    pub fn remove(&self, name: &str) -> Result<(), SysError> {
+        let mut first = Ok(());
+        for directory in self.directories() {
+            if let Err(errno) = remove_tree(directory, Path::new(name), 0)
+                && first.is_ok()
+            {
+                first = Err(SysError::new("rmdir", format_args!("cgroup {name}"), errno.raw_os_error()));
+            }
+        }
+        first
+    }
+
+    /// Names of all cgroups in `<instance>`.
+    pub fn list(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.directories().flat_map(children).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Removes `<instance>` itself from every hierarchy. Those that are not empty stay.
+    pub fn remove_instance(instance: &str) -> Result<(), SysError> {
+        let hierarchies = Hierarchies::find()?;
+        for mount in hierarchies.v1.iter().map(|(_, mount)| mount).chain(&hierarchies.unified) {
+            let _ = std::fs::remove_dir(mount.join(instance));
+        }
+        Ok(())
+    }
+}
+
+fn enable_controllers(directory: BorrowedFd<'_>) {
+    for controller in ["+memory", "+pids", "+cpu", "+io"] {
+        let _ = write_below(directory, "", "cgroup.subtree_control", controller);
+    }
+}
+
+fn make_and_open(mount: &Path, instance: &str) -> Result<OwnedFd, SysError> {
+    let path = mount.join(instance);
+    match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(SysError::new("mkdir", path.display(), errno.raw_os_error())),
+    }
+    open_directory(rustix::fs::CWD, &path)
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: impl AsRef<Path>) -> Result<OwnedFd, SysError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(at, path.as_ref(), flags, Mode::empty())
+        .map_err(SysError::rustix("open", path.as_ref().display()))
+}
+
+fn write_below(directory: BorrowedFd<'_>, name: &str, file: &str, value: &str) -> Result<(), SysError> {
+    let path = if name.is_empty() { file.to_owned() } else { format!("{name}/{file}") };
+    let fd = rustix::fs::openat(directory, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(SysError::rustix("open", format_args!("cgroup {path}")))?;
+    rustix::io::write(&fd, value.as_bytes())
+        .map_err(SysError::rustix("write", format_args!("{value} to cgroup {path}")))?;
+    Ok(())
+}
+
+fn read_below(directory: BorrowedFd<'_>, name: &str, file: &str) -> Option<String> {
+    let path = format!("{name}/{file}");
+    let fd = rustix::fs::openat(directory, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut std::fs::File::from(fd), &mut text).ok()?;
+    Some(text)
+}
+
+fn children(directory: BorrowedFd<'_>) -> Vec<String> {
+    let Ok(fd) = open_directory(directory, ".") else { return Vec::new() };
+    let Ok(mut entries) = rustix::fs::Dir::new(fd) else { return Vec::new() };
+    let mut names = Vec::new();
+    while let Some(Ok(entry)) = entries.read() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type() == rustix::fs::FileType::Directory && name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The deepest tree that is removed: cgroup.max.depth is unlimited, our patience is not.
+const DEPTH_MAX: u32 = 64;
+
+fn remove_tree(directory: BorrowedFd<'_>, name: &Path, depth: u32) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::BUSY | Errno::NOTEMPTY) if depth < DEPTH_MAX => {}
+        Err(errno) => return Err(errno),
+    }
+    let Ok(inner) = open_directory(directory, name) else { return Ok(()) };
+    for child in children(inner.as_fd()) {
+        remove_tree(inner.as_fd(), Path::new(&child), depth + 1)?;
+    }
+    match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,218 @@
+//! Processes made with clone3(2), and waited for by descriptor.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::SysError;
+use crate::mount::own;
+
+/// In which of the two one finds oneself.
+pub enum Cloned {
+    /// The caller, with the new process.
+    Parent(Child),
+    /// The new process, which must not return from what called `clone`.
+    Child,
+}
+
+/// A process that was cloned.
+#[derive(Debug)]
+pub struct Child {
+    /// Its number in the caller's pid namespace.
+    pub pid: i32,
+}
+
+/// Namespaces of a computer but for the user namespace's outer level.
+pub const COMPUTER_NAMESPACES: u64 = (libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS) as u64;
+
+/// A new user namespace.
+pub const USER_NAMESPACE: u64 = libc::CLONE_NEWUSER as u64;
+
+/// The new process becomes the caller's sibling, not its child.
+pub const SIBLING: u64 = libc::CLONE_PARENT as u64;
+
+/// Clones this process as fork(2) does, with `flags`.
+///
+/// Only for a single-threaded process, whose copy may then do whatever the process itself may.
+pub fn clone(flags: u64) -> Result<Cloned, SysError> {
+    let sibling = flags & SIBLING != 0;
+    let arguments =
+        CloneArgs { flags, exit_signal: if sibling { 0 } else { libc::SIGCHLD as u64 }, ..CloneArgs::default() };
+    // SAFETY: without CLONE_VM the copy has its own memory and stack, as after fork(2). The
+    // process is single-threaded, so no lock is held by a thread that the copy lacks.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &arguments as *const CloneArgs, size_of::<CloneArgs>()) };
+    match result {
+        0 => Ok(Cloned::Child),
+        pid if pid > 0 => Ok(Cloned::Parent(Child { pid: pid as i32 })),
+        _ => Err(SysError::last("clone3", format_args!("{flags:#x}"))),
+    }
+}
+
+/// Whether the kernel knows clone3 and no filter hides it: a call without arguments is `EINVAL` then, else `ENOSYS`.
+pub fn clone3_is_known() -> bool {
+    // SAFETY: the kernel refuses a size of 0 before it looks at the pointer (clone3(2), EINVAL).
+    let result = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<CloneArgs>(), 0_usize) };
+    result == -1 && SysError::last("clone3", "").errno == libc::EINVAL
+}
+
+/// struct clone_args of linux/sched.h, version 2 (88 bytes).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// A descriptor of the process `pid`, readable once it has ended.
+///
+/// Errors: `ESRCH` where there is none.
+pub fn pidfd(pid: i32) -> Result<OwnedFd, SysError> {
+    // SAFETY: numbers only; a non-negative result is a new descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 { Err(SysError::last("pidfd_open", pid)) } else { Ok(own(fd)) }
+}
+
+/// Sends SIGKILL to the process behind `pidfd`. One that has ended is no error.
+pub fn kill(pidfd: impl AsFd) -> Result<(), SysError> {
+    match rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(errno) => Err(SysError::new("pidfd_send_signal", "", errno.raw_os_error())),
+    }
+}
+
+/// Waits for the child `pid` and returns its status as wait(2) has it; `None` if it still runs and
+/// `block` says not to wait, or it is no child.
+pub fn reap(pid: i32, block: bool) -> Option<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` lives here; waitpid writes only to it.
+        let result = unsafe { libc::waitpid(pid, &mut status, if block { 0 } else { libc::WNOHANG }) };
+        if result == pid {
+            return Some(status);
+        }
+        if result < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) {
+            continue;
+        }
+        return None;
+    }
+}
+
+/// Ends this process without running anything else of it.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit never returns and runs no handlers.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: u32) {
+    // SAFETY: only called where no owner of a descriptor from `first` on is used or dropped
+    // afterwards: just before execve or _exit.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, 0);
+    }
+}
+
+/// Puts a copy of `fd` at the number `at`, without close-on-exec.
+pub fn place(fd: BorrowedFd<'_>, at: i32) -> Result<(), SysError> {
+    // SAFETY: numbers only. What was at `at` is closed: the callers use numbers whose owners are
+    // never touched again before execve.
+    let result = unsafe {
+        if fd.as_raw_fd() == at { libc::fcntl(at, libc::F_SETFD, 0) } else { libc::dup2(fd.as_raw_fd(), at) }
+    };
+    if result < 0 { Err(SysError::last("dup2", at)) } else { Ok(()) }
+}
+
+/// Runs the program behind `program` in place of this one. Returns only on failure.
+pub fn exec_fd(program: BorrowedFd<'_>, arguments: &[&std::ffi::CStr], environment: &[&std::ffi::CStr]) -> SysError {
+    let pointers = |texts: &[&std::ffi::CStr]| -> Vec<*const libc::c_char> {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both arrays end with a null pointer and point to C strings that live until the call
+    // returns, which it does only on failure.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    SysError::last("execveat", "")
+}
+
+/// Moves this thread into the network namespace behind `namespace`.
+pub fn enter_network(namespace: BorrowedFd<'_>) -> Result<(), SysError> {
+    // SAFETY: numbers only; the caller is single-threaded.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    if result != 0 { Err(SysError::last("setns(NEWNET)", "")) } else { Ok(()) }
+}
+
+/// Puts this process into a namespace of its own of this kind.
+pub fn unshare(kind: Unshare) -> Result<(), SysError> {
+    let flag = match kind {
+        Unshare::Network => libc::CLONE_NEWNET,
+        Unshare::Cgroup => libc::CLONE_NEWCGROUP,
+    };
+    // SAFETY: numbers only; the caller is single-threaded.
+    if unsafe { libc::unshare(flag) } != 0 { Err(SysError::last("unshare", flag)) } else { Ok(()) }
+}
+
+/// Kinds of namespaces for [`unshare`].
+#[derive(Debug, Clone, Copy)]
+pub enum Unshare {
+    /// CLONE_NEWNET.
+    Network,
+    /// CLONE_NEWCGROUP; its root is the cgroup that the process is in.
+    Cgroup,
+}
+
+/// Raises limits of another process as far as this host lets us: open files, locked memory, nice.
+/// A host that refuses (no CAP_SYS_RESOURCE) leaves what there is.
+pub fn raise_limits(pid: i32) {
+    let limits = [
+        (libc::RLIMIT_NOFILE, 1 << 20),
+        (libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY),
+        (libc::RLIMIT_NICE, 40),
+        (libc::RLIMIT_NPROC, libc::RLIM_INFINITY),
+        (libc::RLIMIT_CORE, 0),
+    ];
+    for (resource, value) in limits {
+        let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let new =
+            libc::rlimit { rlim_cur: value, rlim_max: value.max(if value == 0 { libc::RLIM_INFINITY } else { 0 }) };
+        // SAFETY: both structs live here.
+        unsafe {
+            if resource == libc::RLIMIT_CORE {
+                if libc::prlimit(pid, resource, std::ptr::null(), &mut old) == 0 {
+                    let soft = libc::rlimit { rlim_cur: 0, rlim_max: old.rlim_max };
+                    libc::prlimit(pid, resource, &soft, std::ptr::null_mut());
+                }
+            } else if libc::prlimit(pid, resource, &new, std::ptr::null_mut()) != 0
+                && libc::prlimit(pid, resource, std::ptr::null(), &mut old) == 0
+            {
+                let soft = libc::rlimit { rlim_cur: old.rlim_max, rlim_max: old.rlim_max };
+                libc::prlimit(pid, resource, &soft, std::ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// Names a device.
+pub fn device(major: u32, minor: u32) -> u64 {
+    libc::makedev(major, minor)
+}

@@ -1,0 +1,254 @@
+//! The new mount API: detached mounts that no namespace shows until they are attached.
+//!
+//! Source: open_tree(2), mount_setattr(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2);
+//! overlay layers by descriptor need Linux 6.13, detached ones 6.15.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use crate::SysError;
+use crate::creds::FsIds;
+
+/// A mount that is attached nowhere; it ends when this is dropped unless it was attached.
+#[derive(Debug)]
+pub struct Detached(OwnedFd);
+
+impl Detached {
+    /// A clone of the tree at `path` (without submounts), its ids shifted by the user namespace
+    /// `idmap`, read-only if asked.
+    pub fn of_tree(path: &Path, idmap: Option<BorrowedFd<'_>>, access: Access) -> Result<Self, SysError> {
+        let about = path.display().to_string();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let fd = rustix::mount::open_tree(rustix::fs::CWD, path, flags)
+            .map_err(SysError::rustix("open_tree(CLONE)", &about))?;
+        let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        if let Access::ReadOnly = access {
+            attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
+        }
+        if let Some(namespace) = idmap {
+            attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
+            attr.userns_fd = namespace.as_raw_fd() as u64;
+        }
+        if attr.attr_set != 0 {
+            set_attributes(fd.as_fd(), &attr, &about)?;
+        }
+        Ok(Self(fd))
+    }
+
+    /// Attaches it at `path`, relative to the working directory.
+    pub fn attach(&self, path: &str) -> Result<(), SysError> {
+        rustix::mount::move_mount(&self.0, "", rustix::fs::CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(SysError::rustix("move_mount", path))
+    }
+
+    /// For a descriptor that came from another process.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Detached {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether a mount may be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// No.
+    ReadOnly,
+    /// Yes.
+    ReadWrite,
+}
+
+fn set_attributes(fd: BorrowedFd<'_>, attr: &libc::mount_attr, about: &str) -> Result<(), SysError> {
+    // SAFETY: the path is an empty C string, `attr` is a live mount_attr and the size is its own;
+    // the kernel reads it only. `fd` is open because it is borrowed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            attr as *const libc::mount_attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(SysError::last("mount_setattr", about)) } else { Ok(()) }
+}
+
+/// A new file system of kind `kind` with these options, detached.
+pub fn new_filesystem(
+    kind: &'static str,
+    options: &[(&str, &str)],
+    attr: MountAttrFlags,
+) -> Result<Detached, SysError> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", kind))?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), *key, *value)
+            .map_err(SysError::rustix("fsconfig", format_args!("{kind} {key}={value}")))?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd()).map_err(SysError::rustix("fsconfig(CREATE)", kind))?;
+    let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
+        .map_err(SysError::rustix("fsmount", kind))?;
+    Ok(Detached(mount))
+}
+
+/// An overlay whose layers are shifted by `idmap`: `lower` top first and read-only, and
+/// `writable/data` with `writable/work` on top. `base` is the host id that 0 inside has.
+///
+/// The overlay keeps the credentials of whoever makes it, and uses them in `work/`: so the file
+/// system ids are `base` for that call, else `work/` cannot be written and the mount silently
+/// becomes read-only. A single-threaded caller is assumed (credentials are the thread's).
+pub fn overlay(lower: &[&Path], writable: &Path, idmap: BorrowedFd<'_>, base: u32) -> Result<Detached, SysError> {
+    let fs =
+        rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", "overlay"))?;
+    let set = |key: &str, value: &str| {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)
+            .map_err(SysError::rustix("fsconfig", format_args!("overlay {key}")))
+    };
+    set("source", "computer")?;
+    // A detached tree ends with its descriptor, so all of them stay open until the overlay is made.
+    let mut keep = Vec::with_capacity(lower.len() + 3);
+    for layer in lower {
+        let tree = Detached::of_tree(layer, Some(idmap), Access::ReadOnly)?;
+        set_fd(fs.as_fd(), "lowerdir+", tree.as_fd())?;
+        keep.push(tree.0);
+    }
+    let tree = Detached::of_tree(writable, Some(idmap), Access::ReadWrite)?;
+    for (key, name) in [("upperdir", "data"), ("workdir", "work")] {
+        let fd = rustix::fs::openat(
+            &tree,
+            name,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOFOLLOW,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(SysError::rustix("openat", format_args!("{}/{name}", writable.display())))?;
+        set_fd(fs.as_fd(), key, fd.as_fd())?;
+        keep.push(fd);
+    }
+    keep.push(tree.0);
+    for (key, value) in [("redirect_dir", "on"), ("metacopy", "off"), ("index", "off")] {
+        set(key, value)?;
+    }
+    let made = {
+        let _ids = FsIds::become_owner(base)?;
+        rustix::mount::fsconfig_create(fs.as_fd())
+    };
+    made.map_err(SysError::rustix("fsconfig(CREATE)", format_args!("overlay: {}", messages(fs.as_fd()))))?;
+    let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(SysError::rustix("fsmount", "overlay"))?;
+    let stat = rustix::fs::fstatvfs(&mount).map_err(SysError::rustix("fstatvfs", "overlay"))?;
+    if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        return Err(SysError::new("fsmount", "overlay came up read-only", libc::EROFS));
+    }
+    Ok(Detached(mount))
+}
+
+fn set_fd(fs: BorrowedFd<'_>, key: &str, fd: BorrowedFd<'_>) -> Result<(), SysError> {
+    rustix::mount::fsconfig_set_fd(fs, key, fd).map_err(SysError::rustix("fsconfig(SET_FD)", key))
+}
+
+/// What the kernel had to say about a file system context.
+fn messages(fs: BorrowedFd<'_>) -> String {
+    let mut text = String::new();
+    let mut line = [0_u8; 256];
+    while let Ok(length) = rustix::io::read(fs, &mut line) {
+        if length == 0 || text.len() > 1024 {
+            break;
+        }
+        text += &String::from_utf8_lossy(&line[..length]);
+    }
+    text.trim().to_owned()
+}
+
+/// Mounts a block device or other source at `target`, visible in this mount namespace.
+pub fn mount(source: &str, target: &Path, kind: &str, options: &str) -> Result<(), SysError> {
+    let about = format!("{source} at {}", target.display());
+    let text = |t: &str| CString::new(t).map_err(|_| SysError::new("mount", &about, libc::EINVAL));
+    let options = text(options)?;
+    rustix::mount::mount(source, target, kind, rustix::mount::MountFlags::NOATIME, Some(options.as_c_str()))
+        .map_err(SysError::rustix("mount", about))
+}
+
+/// Unmounts what is at `target`, lazily if asked.
+pub fn unmount(target: &Path, flags: rustix::mount::UnmountFlags) -> Result<(), SysError> {
+    rustix::mount::unmount(target, flags).map_err(SysError::rustix("umount2", target.display()))
+}
+
+/// Makes this process's own copy of the mount namespace: mounts made outside still come in, none
+/// goes out. Then drops every mount that `keep` (given its mount point) does not want.
+pub fn own_namespace(keep: impl Fn(&Path) -> bool) -> Result<(), SysError> {
+    // SAFETY: unshare takes a flag and touches no memory; the caller is single-threaded, so the
+    // whole process moves.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(SysError::last("unshare(NEWNS)", ""));
+    }
+    rustix::mount::mount_change(
+        "/",
+        rustix::mount::MountPropagationFlags::REC | rustix::mount::MountPropagationFlags::DOWNSTREAM,
+    )
+    .map_err(SysError::rustix("mount(MS_SLAVE)", "/"))?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|e| SysError::io("read", Path::new("/proc/self/mountinfo"), &e))?;
+    let points: Vec<String> = table.lines().filter_map(|line| line.split(' ').nth(4).map(unescape)).collect();
+    for point in points.iter().rev() {
+        let path = Path::new(point);
+        if path != Path::new("/") && !keep(path) {
+            // One that something else hides cannot be reached any more; it costs little to keep.
+            let _ = unmount(path, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+    Ok(())
+}
+
+/// Undoes the octal escapes of /proc/self/mountinfo.
+pub fn unescape(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let mut bytes = field.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\\' {
+            let digits: Vec<u8> = bytes.by_ref().take(3).collect();
+            let value = digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit.wrapping_sub(b'0')));
+            out.push(value as u8);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Makes `new_root` (the working directory) the root and lets go of the old one.
+pub fn pivot_here() -> Result<(), SysError> {
+    rustix::process::pivot_root(".", ".").map_err(SysError::rustix("pivot_root", ""))?;
+    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+        .map_err(SysError::rustix("umount2", "old root"))?;
+    rustix::process::chdir("/").map_err(SysError::rustix("chdir", "/"))
+}
+
+/// Takes ownership of a raw descriptor that a system call has just returned.
+pub(crate) fn own(raw: libc::c_long) -> OwnedFd {
+    // SAFETY: the callers pass the non-negative result of a call that made a new descriptor, which
+    // nothing else owns.
+    unsafe { OwnedFd::from_raw_fd(raw as i32) }
+}
+
+/// Shows `source` at `target` too.
+pub fn bind(source: &Path, target: &Path) -> Result<(), SysError> {
+    rustix::mount::mount_bind(source, target).map_err(SysError::rustix("mount(BIND)", target.display()))
+}
+
+/// Sets how mounts and unmounts below the root travel between namespaces.
+pub fn propagate_root(flags: rustix::mount::MountPropagationFlags) -> Result<(), SysError> {
+    rustix::mount::mount_change("/", flags | rustix::mount::MountPropagationFlags::REC)
+        .map_err(SysError::rustix("mount(propagation)", "/"))
+}
+
+/// Owns the descriptor of this number, which the caller has put there with `clone::place`.
+pub fn adopt(number: i32) -> OwnedFd {
+    own(libc::c_long::from(number))
+}

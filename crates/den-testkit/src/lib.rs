@@ -1,0 +1,22 @@
+//! Real fixtures for tests: a daemon with its own folders, and the proof that nothing of it is left.
+//!
+//! ```text
+//! House ── den serve --data TMP --run TMP ──► Api (HTTP by hand)   den … (the CLI, as a process)
+//!   │ kill_serve · kill_launcher · restart
+//!   └ drop: den shutdown, then leftovers(run, data) must be empty
+//! ```
+//!
+//! Invariants:
+//! - A house shares nothing with another but the images it reads, so tests may run side by side.
+//! - What a house leaves on the host fails the test that made it, and is cleaned up all the same.
+//!
+//! Deliberately absent: stand-ins for the kernel.
+
+pub mod house;
+pub mod http;
+pub mod images;
+pub mod leftovers;
+
+pub use house::{House, Options, Ran, eventually};
+pub use http::{Api, Reply};
+pub use leftovers::{leftovers, sweep};

@@ -1,0 +1,178 @@
+//! Between `serve` and the launcher: one message a packet on a SOCK_SEQPACKET socket, descriptors
+//! beside it. The launcher answers each request in order.
+//!
+//! Anyone who can open the socket is the host's root: it lies in a 0700 directory.
+
+use minicbor::{Decode, Encode};
+
+/// The longest packet, in bytes.
+pub const PACKET_BYTES_MAX: usize = 64 << 10;
+
+/// What `serve` asks.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum Request {
+    /// Who is there, and what runs? Answered with `Hello`, then one `Running` per computer (its
+    /// pidfd beside it), then `Done`.
+    #[n(0)]
+    Hello {
+        /// Of `serve`.
+        #[n(0)]
+        version: u16,
+    },
+    /// Boots a computer. Answered with `Created` (its pidfd beside it) or `Failed`.
+    #[n(1)]
+    Create(#[n(0)] Create),
+    /// Ends a computer at once. Answered with `Done` when it is gone and its cgroup, link and
+    /// slot are free; at once if it does not run.
+    #[n(2)]
+    Kill {
+        /// Its id.
+        #[n(0)]
+        id: String,
+    },
+    /// Holds a running computer to other limits.
+    #[n(3)]
+    SetLimits {
+        /// Its id.
+        #[n(0)]
+        id: String,
+        /// The new ones.
+        #[n(1)]
+        limits: Limits,
+    },
+    /// How many husks to keep ready.
+    #[n(4)]
+    Pool {
+        /// The number; 0 unmakes all.
+        #[n(0)]
+        target: u32,
+    },
+    /// What a computer uses now. Answered with `Usage`.
+    #[n(5)]
+    Usage {
+        /// Its id.
+        #[n(0)]
+        id: String,
+    },
+    /// Unmakes the husks and exits, if no computer runs; else answered with `Failed`.
+    #[n(6)]
+    Exit,
+}
+
+/// A computer to boot.
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Create {
+    /// Its id.
+    #[n(0)]
+    pub id: String,
+    /// Its hostname.
+    #[n(1)]
+    pub hostname: String,
+    /// The image's layers on the host, top first.
+    #[n(2)]
+    pub layers: Vec<String>,
+    /// The directory on the host that holds `data/` and `work/`.
+    #[n(3)]
+    pub disk: String,
+    /// What it may use.
+    #[n(4)]
+    pub limits: Limits,
+    /// The agent's program on the host.
+    #[n(5)]
+    pub agent: String,
+    /// The computer's directory under RUN: `agent.sock` is made in it.
+    #[n(6)]
+    pub run: String,
+    /// Directories of the disk that are mounted over the root, since they cannot lie on an
+    /// overlay: (name under `vol/`, path inside).
+    #[n(7)]
+    pub volumes: Vec<(String, String)>,
+}
+
+/// What a computer may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Limits {
+    /// Thousandths of a CPU.
+    #[n(0)]
+    pub cpu_milli: u32,
+    /// Bytes.
+    #[n(1)]
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    #[n(2)]
+    pub pids: u32,
+}
+
+/// What the launcher answers.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum Reply {
+    /// Who is there.
+    #[n(0)]
+    Hello {
+        /// The launcher's [`crate::VERSION`].
+        #[n(0)]
+        version: u16,
+        /// Its process.
+        #[n(1)]
+        pid: u32,
+        /// Husks that are ready.
+        #[n(2)]
+        husks: u32,
+    },
+    /// A computer that runs.
+    #[n(1)]
+    Running {
+        /// Its id.
+        #[n(0)]
+        id: String,
+        /// PID 1 of it, as the host counts.
+        #[n(1)]
+        pid: u32,
+    },
+    /// It boots: its agent listens.
+    #[n(2)]
+    Created {
+        /// PID 1 of it, as the host counts.
+        #[n(0)]
+        pid: u32,
+        /// Whether a husk was ready.
+        #[n(1)]
+        pooled: bool,
+    },
+    /// It is done.
+    #[n(3)]
+    Done,
+    /// It was not done, and nothing of it is left.
+    #[n(4)]
+    Failed {
+        /// Which call or stage.
+        #[n(0)]
+        stage: String,
+        /// The kernel's error number; 0 where there is none.
+        #[n(1)]
+        errno: i32,
+    },
+    /// What a computer uses now.
+    #[n(5)]
+    Usage(#[n(0)] Usage),
+}
+
+/// What a computer uses now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Usage {
+    /// CPU time since boot, in microseconds.
+    #[n(0)]
+    pub cpu_us: u64,
+    /// Bytes, page cache included.
+    #[n(1)]
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    #[n(2)]
+    pub pids: u32,
+    /// How often the memory limit ended a process.
+    #[n(3)]
+    pub oom_kills: u64,
+}

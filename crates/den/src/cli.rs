@@ -1,0 +1,113 @@
+//! The words of the command line.
+
+use std::future::Future;
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    bench, cmd,
+    find::Global,
+    report::{Outcome, Trouble},
+};
+
+/// Computers for AI agents: created in milliseconds, root inside, and they stay.
+#[derive(Debug, Parser)]
+#[command(
+    name = "den",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "First steps: den serve (as root), then: den new web; den exec web -- uname -a\n\
+                  Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 124 timed out; exec: the command's own"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The daemon: API, store, computers
+    Serve(cmd::serve::ServeArgs),
+    /// A computer, running
+    #[command(visible_alias = "create")]
+    New(cmd::computers::NewArgs),
+    /// List computers
+    #[command(visible_alias = "list", alias = "ps")]
+    Ls(cmd::computers::LsArgs),
+    /// One computer: limits, usage, image
+    #[command(alias = "inspect", alias = "show")]
+    Info(cmd::computers::NameArgs),
+    /// Remove computers and all they hold
+    #[command(visible_alias = "delete", alias = "remove", alias = "destroy")]
+    Rm(cmd::computers::RmArgs),
+    /// Run a command; its output streams, its exit code is den's
+    #[command(alias = "run")]
+    Exec(cmd::exec::ExecArgs),
+    /// A shell
+    #[command(alias = "shell", alias = "ssh")]
+    Sh(cmd::exec::ShArgs),
+    /// Copy files and trees in, out, or from computer to computer
+    #[command(alias = "copy")]
+    Cp(cmd::cp::CpArgs),
+    /// The steps of a computer, or one step's output
+    #[command(alias = "logs", alias = "history")]
+    Log(cmd::log::LogArgs),
+    /// Back to a running step
+    Attach(cmd::exec::AttachArgs),
+    /// End all processes of computers; their disks stay
+    Stop(cmd::computers::StopArgs),
+    /// Boot stopped computers
+    Start(cmd::computers::NamesArgs),
+    /// What computers start from
+    #[command(alias = "images", subcommand)]
+    Image(cmd::image::ImageCommand),
+    /// What this host can do, what it lacks, and what mends it
+    Doctor,
+    /// Measure the running daemon
+    Bench(bench::BenchArgs),
+    /// Print a completion script for a shell
+    Completions(cmd::misc::CompletionsArgs),
+    /// Stop all computers, then the daemon
+    Shutdown(cmd::misc::ShutdownArgs),
+    /// Who answers: version, data folder, storage
+    Version,
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> Outcome {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Serve(args) => cmd::serve::run(&global, args),
+        Command::New(args) => client(cmd::computers::new(&global, args)),
+        Command::Ls(args) => client(cmd::computers::ls(&global, args)),
+        Command::Info(args) => client(cmd::computers::info(&global, args)),
+        Command::Rm(args) => client(cmd::computers::rm(&global, args)),
+        Command::Exec(args) => client(cmd::exec::exec(&global, args)),
+        Command::Sh(args) => client(cmd::exec::sh(&global, args)),
+        Command::Cp(args) => client(cmd::cp::run(&global, args)),
+        Command::Log(args) => client(cmd::log::run(&global, args)),
+        Command::Attach(args) => client(cmd::exec::attach(&global, args)),
+        Command::Stop(args) => client(cmd::computers::stop(&global, args)),
+        Command::Start(args) => client(cmd::computers::start(&global, args)),
+        Command::Image(command) => client(cmd::image::run(&global, command)),
+        Command::Doctor => cmd::misc::doctor(&global),
+        Command::Bench(args) => bench::run(&global, args),
+        Command::Completions(args) => cmd::misc::completions(&args),
+        Command::Shutdown(args) => client(cmd::misc::shutdown(&global, args)),
+        Command::Version => client(cmd::misc::version(&global)),
+    }
+}
+
+/// Runs a client command on this one thread, and ends without waiting for threads that still read.
+fn client(command: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Trouble::io("cannot start the runtime", &error))?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,10 @@
+//! The commands, a file per group.
+
+pub mod computers;
+pub mod cp;
+pub mod exec;
+pub mod image;
+pub mod log;
+pub mod misc;
+pub mod serve;
+mod stream;

@@ -1,0 +1,201 @@
+//! `serve`: the daemon.
+//!
+//! ```text
+//! settings ─► root? ─► port bound ─► Control::open (finds what runs) ─► client.json ─► serving
+//!                                                                          SIGTERM ─► end; computers go on
+//! ```
+//!
+//! Invariants:
+//! - Everything that can be known to be wrong is said before the port is bound.
+//! - A client that comes while the daemon still looks for what runs waits; it is not refused.
+//! - `client.json` and `token` are there whole or not at all, and only for their owner (0600).
+
+mod settings;
+
+use std::{
+    fs::Permissions,
+    io::{self, IsTerminal, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+use den_api::client::{ClientFile, DATA_DEFAULT};
+use den_control::{Config, Control};
+use den_server::Token;
+use rustix::process::{Resource, Rlimit};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use self::settings::Settings;
+pub use self::settings::{ServeArgs, Storage, run_folder};
+use crate::{
+    agent::AGENT,
+    find::Global,
+    report::{Outcome, Trouble, chain},
+    show,
+};
+
+/// Runs the daemon until it is told to end.
+pub fn run(global: &Global, args: ServeArgs) -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Trouble::new("the daemon makes namespaces, mounts and cgroups, and needs to be root")
+            .hint("sudo den serve; what this host can do says: sudo den doctor"));
+    }
+    let settings = Settings::gather(global, args)?;
+    log(settings.log_json)?;
+    raise_descriptors();
+    let token = token(&settings.data)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("den")
+        .build()
+        .map_err(|error| Trouble::io("cannot start the runtime", &error))?;
+    let outcome = runtime.block_on(serve(&settings, token));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(settings: &Settings, token: Token) -> Outcome {
+    let listen_error = |error: io::Error| Trouble::io("cannot listen for signals", &error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(listen_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(listen_error)?;
+    let listener = TcpListener::bind(settings.listen).await.map_err(|error| {
+        let trouble = Trouble::io(format_args!("cannot listen on {}", settings.listen), &error);
+        match error.kind() {
+            io::ErrorKind::AddrInUse => trouble.hint("another daemon runs there; take another port with --listen"),
+            _ => trouble,
+        }
+    })?;
+    let address = listener.local_addr().map_err(|error| Trouble::io("the listening socket", &error))?;
+    let opened = Control::open(Config {
+        data: settings.data.clone(),
+        run: settings.run.clone(),
+        images: settings.images.clone(),
+        pool: settings.pool,
+        storage: match settings.storage {
+            Storage::Auto => den_control::StorageChoice::Auto,
+            Storage::Plain => den_control::StorageChoice::Plain,
+        },
+        disk_size: settings.disk_size,
+        defaults: Config::default_limits(),
+        agent: AGENT,
+    });
+    let control = opened.await.map_err(|error| {
+        let hint = error.hint.clone().unwrap_or_else(|| "what this host lacks says: den doctor".to_owned());
+        Trouble::new(chain(&error)).hint(hint)
+    })?;
+    let client = ClientFile { url: format!("http://{}", reachable(address)), token: token.expose().to_owned() };
+    let text = serde_json::to_string(&client).expect("two texts");
+    write_private(&settings.data, "client.json", &text)?;
+    announce(settings, address)?;
+    let stop = CancellationToken::new();
+    let router = den_server::router(control, token, stop.clone());
+    let stopped = stop.clone();
+    let ending = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = stopped.cancelled() => {}
+        }
+    };
+    den_server::serve(listener, router, ending).await.map_err(|error| Trouble::io("cannot serve", &error))?;
+    let last = if stop.is_cancelled() {
+        "den serve has ended, and all computers with it; their disks stay"
+    } else {
+        "den serve has ended; the computers go on, and `den serve` finds them again"
+    };
+    // Whoever started it may have gone, and its standard output too.
+    let _ = writeln!(io::stdout(), "{last}");
+    Ok(0)
+}
+
+/// Three lines: where it listens, where its data is, what to type next.
+fn announce(settings: &Settings, address: SocketAddr) -> Result<(), Trouble> {
+    let data = settings.data.display();
+    let named = if settings.data == Path::new(DATA_DEFAULT) { String::new() } else { format!("--data {data} ") };
+    let next = match has_images(&settings.images) {
+        true => format!("den {named}new web"),
+        false => format!("den {named}image build; den {named}new web"),
+    };
+    show::print(&format!("listening on http://{address}\ndata in {data}\nnext: {next}\n"))?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "listening beyond this host over plain HTTP: the token can be read on the way");
+    }
+    Ok(())
+}
+
+/// Whether the image store has anything in it yet: names are what a user knows images by.
+fn has_images(images: &Path) -> bool {
+    images.join("names").read_dir().is_ok_and(|mut names| names.next().is_some())
+}
+
+/// An address that clients on this host can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Logs to standard error: on a terminal only what a person should look at, unless `DEN_LOG` says more.
+fn log(json: bool) -> Result<(), Trouble> {
+    let is_terminal = io::stderr().is_terminal();
+    let wanted = std::env::var("DEN_LOG").ok().filter(|text| !text.is_empty());
+    let wanted = wanted.as_deref().unwrap_or(if is_terminal { "warn" } else { "info" });
+    let filter = EnvFilter::try_new(wanted)
+        .map_err(|error| Trouble::usage(format_args!("`DEN_LOG`: {error}")).hint("for example DEN_LOG=info"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if json {
+        builder.json().init()
+    } else {
+        builder.with_ansi(is_terminal).init()
+    }
+    Ok(())
+}
+
+/// Every computer, step and client takes descriptors; the usual 1,024 are few.
+fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on descriptors stays where it is");
+    }
+}
+
+/// The daemon's token: drawn at its first start, kept since.
+fn token(data: &Path) -> Result<Token, Trouble> {
+    let path = data.join("token");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => return Ok(Token::new(text.trim())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Trouble::io(path.display(), &error)),
+    }
+    let token = Token::generate().map_err(|error| Trouble::io("/dev/urandom", &error))?;
+    write_private(data, "token", token.expose())?;
+    Ok(token)
+}
+
+/// Writes a file that only its owner reads, and puts it in its place whole.
+fn write_private(directory: &Path, name: &str, text: &str) -> Result<(), Trouble> {
+    let path = directory.join(name);
+    let written = || -> io::Result<()> {
+        let mut file = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .permissions(Permissions::from_mode(0o600))
+            .tempfile_in(directory)?;
+        file.write_all(text.as_bytes())?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    written().map_err(|error| Trouble::io(path.display(), &error))
+}

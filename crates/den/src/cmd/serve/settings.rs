@@ -1,0 +1,250 @@
+//! What the daemon is told: a file, then the environment, then flags, checked whole.
+//!
+//! ```text
+//! den.toml ──► DEN_… ──► --flags ──► Settings     each overrules those before it
+//! ```
+
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use den_api::client::DATA_DEFAULT;
+use den_model::Bytes;
+use serde::Deserialize;
+
+use crate::{find::Global, report::Trouble};
+
+/// Read where it is there and no other is named.
+const CONFIG_DEFAULT: &str = "/etc/den/den.toml";
+/// Loopback, for a token over plain HTTP is safe nowhere else.
+const LISTEN_DEFAULT: &str = "127.0.0.1:7878";
+/// Husks that are kept ready.
+const POOL_DEFAULT: u32 = 8;
+/// The most husks that are kept ready.
+const POOL_MAX: u32 = 1024;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example: sudo den serve --data /srv/den --listen 127.0.0.1:7900\n\
+                        Each flag is a key of the file too (disk_size = \"200G\") and a variable (DEN_DISK_SIZE).\n\
+                        DEN_LOG sets what is logged to standard error: warn, info, den_control=debug.")]
+pub struct ServeArgs {
+    /// Where it listens [default: 127.0.0.1:7878]; port 0 picks a free one
+    #[arg(long, env = "DEN_LISTEN", hide_env = true, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Sockets and cgroup names [default: /run/den, or one that belongs to the data folder]
+    #[arg(long, env = "DEN_RUN", hide_env = true, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// Images; several daemons may share one [default: images in the data folder]
+    #[arg(long, env = "DEN_IMAGES", hide_env = true, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// A file with these settings [default: /etc/den/den.toml where there is one]
+    #[arg(long, env = "DEN_CONFIG", hide_env = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Husks kept ready for new computers [default: 8]
+    #[arg(long, env = "DEN_POOL", hide_env = true, value_name = "N")]
+    pool: Option<u32>,
+    /// auto: btrfs, in an image file where the data folder is on another; plain: directories
+    #[arg(long, env = "DEN_STORAGE", hide_env = true)]
+    storage: Option<Storage>,
+    /// How large the btrfs image file may grow [default: what the disk has]
+    #[arg(long, env = "DEN_DISK_SIZE", hide_env = true, value_name = "SIZE")]
+    disk_size: Option<Bytes>,
+    /// Log as JSON
+    #[arg(long, env = "DEN_LOG_JSON", hide_env = true)]
+    pub log_json: bool,
+}
+
+/// On what computers' disks lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// btrfs.
+    #[default]
+    Auto,
+    /// Directories.
+    Plain,
+}
+
+/// The file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    data: Option<PathBuf>,
+    run: Option<PathBuf>,
+    images: Option<PathBuf>,
+    listen: Option<String>,
+    pool: Option<u32>,
+    storage: Option<Storage>,
+    disk_size: Option<Bytes>,
+    log_json: Option<bool>,
+}
+
+/// Keys of the file.
+const KEYS: [&str; 8] = ["data", "run", "images", "listen", "pool", "storage", "disk_size", "log_json"];
+
+/// What the daemon is told, made definite.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The data folder.
+    pub data: PathBuf,
+    /// The run folder.
+    pub run: PathBuf,
+    /// The image store.
+    pub images: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Husks that are kept ready.
+    pub pool: u32,
+    /// On what disks lie.
+    pub storage: Storage,
+    /// How large the image file may grow.
+    pub disk_size: Option<Bytes>,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+}
+
+impl Settings {
+    /// Gathers them. Makes the data folder, for its canonical path names the run folder.
+    ///
+    /// Errors: a file that cannot be read or has an unknown key, a value that makes no sense.
+    pub fn gather(global: &Global, args: ServeArgs) -> Result<Self, Trouble> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None if Path::new(CONFIG_DEFAULT).exists() => read(Path::new(CONFIG_DEFAULT))?,
+            None => File::default(),
+        };
+        let data = global.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DATA_DEFAULT));
+        let listen = args.listen.or(file.listen).unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
+        let listen = address(&listen)?;
+        let pool = args.pool.or(file.pool).unwrap_or(POOL_DEFAULT);
+        if pool > POOL_MAX {
+            return Err(Trouble::usage(format_args!("`pool`: {pool} is more than {POOL_MAX}")));
+        }
+        let data = make_data(&data)?;
+        Ok(Self {
+            run: args.run.or(file.run).unwrap_or_else(|| run_folder(&data)),
+            images: args.images.or(file.images).unwrap_or_else(|| data.join("images")),
+            listen,
+            pool,
+            storage: args.storage.or(file.storage).unwrap_or_default(),
+            disk_size: args.disk_size.or(file.disk_size),
+            log_json: args.log_json || file.log_json.unwrap_or(false),
+            data,
+        })
+    }
+}
+
+/// The run folder that belongs to a data folder: `/run/den` for the default one.
+pub fn run_folder(data: &Path) -> PathBuf {
+    if data == Path::new(DATA_DEFAULT) {
+        return PathBuf::from("/run/den");
+    }
+    use std::os::unix::ffi::OsStrExt;
+    let canonical = data.canonicalize().unwrap_or_else(|_| data.to_owned());
+    if canonical == Path::new(DATA_DEFAULT) {
+        return PathBuf::from("/run/den");
+    }
+    let digest = blake3::hash(canonical.as_os_str().as_bytes()).to_hex();
+    PathBuf::from(format!("/run/den-{}", &digest[..8]))
+}
+
+/// Makes the data folder: others may pass through, for layers below are mounted from it, but not list it.
+fn make_data(data: &Path) -> Result<PathBuf, Trouble> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    if !data.exists() {
+        if let Some(above) = data.parent() {
+            fs_err::create_dir_all(above).map_err(Trouble::new)?;
+        }
+        std::fs::DirBuilder::new().mode(0o711).create(data).map_err(|error| Trouble::io(data.display(), &error))?;
+        // Whatever the umask was.
+        fs_err::set_permissions(data, std::fs::Permissions::from_mode(0o711)).map_err(Trouble::new)?;
+    }
+    data.canonicalize().map_err(|error| Trouble::io(data.display(), &error))
+}
+
+fn read(path: &Path) -> Result<File, Trouble> {
+    let text = fs_err::read_to_string(path).map_err(Trouble::new)?;
+    parse(&text).map_err(|trouble| trouble.within(path.display()))
+}
+
+fn parse(text: &str) -> Result<File, Trouble> {
+    let table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| Trouble::usage(error.to_string().trim_end()))?;
+    if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
+        let nearest = KEYS.into_iter().min_by_key(|key| distance(key, unknown)).unwrap_or("data");
+        let trouble = Trouble::usage(format_args!("the key `{unknown}` is not known"));
+        return Err(match distance(nearest, unknown) {
+            0..=3 => trouble.hint(format_args!("is `{nearest}` meant?")),
+            _ => trouble.hint(format_args!("the keys are {}", KEYS.join(", "))),
+        });
+    }
+    table.try_into().map_err(|error: toml::de::Error| Trouble::usage(error.to_string().trim_end()))
+}
+
+/// How many letters one would have to change (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = diagonal + usize::from(x.to_ascii_lowercase() != y.to_ascii_lowercase());
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn address(text: &str) -> Result<SocketAddr, Trouble> {
+    let wrong = || {
+        Trouble::usage(format_args!("`listen`: `{text}` is no address with a port"))
+            .hint("an address looks like 127.0.0.1:7878")
+    };
+    text.to_socket_addrs().map_err(|_| wrong())?.next().ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_gets_a_suggestion() {
+        let check = |text: &str, expected: &str| {
+            let trouble = parse(text).err().expect("refused");
+            assert!(trouble.shown().contains(expected), "{}", trouble.shown());
+        };
+        check("disksize = 1", "the key `disksize` is not known\nhint: is `disk_size` meant?");
+        check("colour = 1", "the keys are data, run");
+        check("pool = \"x\"", "pool");
+        check("disk_size = \"10ZB\"", "10ZB");
+        check("storage = \"zfs\"", "zfs");
+        check("pool = ", "pool");
+    }
+
+    #[test]
+    fn a_file_reads() {
+        let file = parse("data = \"/x\"\npool = 3\nstorage = \"plain\"\ndisk_size = \"20G\"").unwrap();
+        assert_eq!(file.pool, Some(3));
+        assert_eq!(file.storage, Some(Storage::Plain));
+        assert_eq!(file.disk_size, Some(Bytes::gib(20)));
+    }
+
+    #[test]
+    fn each_data_folder_has_its_run_folder() {
+        assert_eq!(run_folder(Path::new("/var/lib/den")), Path::new("/run/den"));
+        let other = run_folder(Path::new("/nowhere/den"));
+        assert!(other.to_str().unwrap().starts_with("/run/den-") && other.as_os_str().len() == "/run/den-".len() + 8);
+    }
+
+    #[test]
+    fn addresses() {
+        assert!(address("127.0.0.1:0").is_ok());
+        assert!(address("[::1]:80").is_ok());
+        for bad in ["", "7878", "127.0.0.1", "127.0.0.1:99999"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The daemon and the launcher are killed, at any moment and at each named one; the next start leaves
+//! a consistent house, and nothing behind.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use den_testkit::{House, eventually};
+use serde_json::{Value, json};
+
+const DEN: &str = env!("CARGO_BIN_EXE_den");
+const LONG: Duration = Duration::from_secs(60);
+
+const CREATE: [&str; 5] = ["create.reserved", "create.row", "create.disk", "create.booted", "create.state"];
+const EXEC: [&str; 5] = ["exec.row", "exec.log", "exec.sent", "exec.started", "exec.ended"];
+const REMOVE: [&str; 4] = ["remove.state", "remove.killed", "remove.disk", "remove.row"];
+
+fn computers(house: &House) -> Vec<Value> {
+    house.api().get("/v1/computers?limit=1000").expect(200).json()["items"].as_array().expect("items").clone()
+}
+
+/// What is listed has a disk, what has a disk is listed, and each thing listed works or can be made
+/// to: run, stopped, started, removed.
+fn consistent(house: &House, when: &str) {
+    let listed: BTreeSet<String> =
+        computers(house).iter().map(|computer| computer["id"].as_str().expect("an id").to_owned()).collect();
+    eventually(LONG, &format!("{when}: disks are those of the list"), || {
+        house.disks().into_iter().collect::<BTreeSet<_>>() == listed
+    });
+    for computer in computers(house) {
+        let name = computer["name"].as_str().expect("a name");
+        let state = computer["state"].as_str().expect("a state").to_owned();
+        assert!(["running", "stopped", "failed"].contains(&state.as_str()), "{when}: `{name}` is {state}");
+        if state != "running" {
+            house.den(&["start", name]).ok();
+        }
+        assert_eq!(house.sh(name, "hostname").ok(), name, "{when}");
+        let steps = house.api().get(&format!("/v1/computers/{name}/steps?limit=1000")).expect(200).json();
+        for step in steps["items"].as_array().expect("items") {
+            assert!(step["status"] == "ended" || step["argv"][0] == "sleep", "{when}: {step}");
+        }
+    }
+}
+
+#[test]
+fn a_command_goes_on_while_the_daemon_is_killed_and_started_again() {
+    let mut house = House::open(DEN);
+    house.new_computer("web");
+    let expected: String = (1..=60).map(|n| format!("line {n}\n")).collect();
+    let client = house
+        .command(&["exec", "web", "--", "bash", "-c", "for i in $(seq 60); do echo line $i; sleep 0.05; done; exit 6"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("den exec");
+    house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
+    let log = |house: &House| house.den(&["log", "web", "1"]).stdout;
+    eventually(LONG, "it has begun", || log(&house).lines().count() >= 5);
+    house.kill_serve();
+    std::thread::sleep(Duration::from_millis(400));
+    house.start();
+    let ran = house.den(&["attach", "web", "1"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (6, expected.as_str()), "the whole output is there");
+    // The client that was reading lost nothing and saw nothing twice.
+    let output = client.wait_with_output().expect("its end");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(6));
+    assert_eq!(house.sh("web", "pgrep -fx 'sleep 3000' | wc -l").ok(), "1", "the service went on");
+    // What ended while nobody was there is known, too.
+    let step = house.den(&["exec", "web", "-d", "--", "sh", "-c", "sleep 0.3; echo late; exit 7"]).ok();
+    house.kill_serve();
+    std::thread::sleep(Duration::from_secs(1));
+    house.start();
+    let ran = house.den(&["attach", "web", &step]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (7, "late\n"));
+    assert_eq!(computers(&house)[0]["state"], "running");
+}
+
+#[test]
+fn many_kills_in_a_row_harm_nothing() {
+    let mut house = House::open(DEN);
+    for name in ["a", "b", "c"] {
+        house.new_computer(name);
+    }
+    house.den(&["stop", "c"]).ok();
+    let machine_id = house.sh("a", "cat /etc/machine-id").ok();
+    let counter = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done";
+    let step = house.den(&["exec", "a", "-d", "--", "bash", "-c", counter]).ok();
+    for _ in 0..5 {
+        house.restart();
+    }
+    let states: Vec<_> = computers(&house).iter().map(|c| (c["name"].clone(), c["state"].clone())).collect();
+    assert_eq!(
+        states,
+        [(json!("a"), json!("running")), (json!("b"), json!("running")), (json!("c"), json!("stopped"))]
+    );
+    assert_eq!(house.sh("a", "cat /etc/machine-id").ok(), machine_id);
+    house.api().post(&format!("/v1/computers/a/steps/{step}/signal"), &json!({"signal": "KILL"})).expect(204);
+    let output = house.den(&["attach", "a", &step]).stdout;
+    let expected: String = (1..=output.lines().count()).map(|n| format!("{n}\n")).collect();
+    assert_eq!(output, expected, "no line is missing or there twice");
+}
+
+#[test]
+fn a_create_that_was_answered_is_there_whatever_happens_next() {
+    let mut house = House::open(DEN);
+    for round in 0..4 {
+        let api = house.api();
+        let answered = std::thread::scope(|scope| {
+            let creating = scope.spawn(move || {
+                let mut answered = Vec::new();
+                for number in 0..1000 {
+                    let name = format!("r{round}n{number}");
+                    let body = json!({"name": name, "memory": "128MiB"}).to_string();
+                    let json = [("content-type", "application/json")];
+                    match api.open("POST", "/v1/computers", &json, body.as_bytes()) {
+                        Ok(stream) if stream.status == 201 => answered.push(name),
+                        _ => break,
+                    }
+                }
+                answered
+            });
+            std::thread::sleep(Duration::from_millis(150 + 70 * round));
+            house.kill_serve();
+            creating.join().expect("names")
+        });
+        house.start();
+        let there: BTreeSet<String> =
+            computers(&house).iter().map(|c| c["name"].as_str().expect("a name").to_owned()).collect();
+        for name in answered {
+            assert!(there.contains(&name), "`{name}` was answered and is gone");
+        }
+        consistent(&house, &format!("round {round}"));
+        house.den(&["rm", "--all"]).ok();
+    }
+}
+
+/// Runs `act` on a daemon that dies at `point`; then, in the second round, kills the launcher as well.
+fn each_point(points: &[&str], prepare: impl Fn(&House), act: impl Fn(&House), check: impl Fn(&House, &str)) {
+    for launcher in [false, true] {
+        let mut house = House::open(DEN);
+        house.new_computer("bystander");
+        house.den(&["exec", "bystander", "-d", "--", "sleep", "3000"]).ok();
+        for point in points {
+            let when = format!("{point}{}", if launcher { ", launcher killed as well" } else { "" });
+            eprintln!("--- {when}");
+            prepare(&house);
+            house.kill_serve();
+            house.set_env(&[("DEN_FAILPOINT", point)]);
+            house.start();
+            act(&house);
+            house.wait_serve_dead();
+            if launcher {
+                house.kill_launcher();
+            }
+            house.set_env(&[]);
+            house.start();
+            check(&house, &when);
+            consistent(&house, &when);
+            if !launcher {
+                assert_eq!(house.sh("bystander", "pgrep -fx 'sleep 3000' | wc -l").ok(), "1", "{when}: others go on");
+            }
+            let rest: Vec<String> = computers(&house)
+                .iter()
+                .map(|c| c["name"].as_str().expect("a name").to_owned())
+                .filter(|name| name != "bystander")
+                .collect();
+            for name in rest {
+                house.den(&["rm", &name]).ok();
+            }
+        }
+        house.close();
+    }
+}
+
+#[test]
+fn a_kill_at_each_point_of_create() {
+    let create = |house: &House| {
+        // Nobody answers it: the daemon dies on the way.
+        let reply =
+            house.api().open("POST", "/v1/computers", &[("content-type", "application/json")], br#"{"name":"web"}"#);
+        assert!(reply.is_err(), "the create was answered");
+    };
+    each_point(
+        &CREATE,
+        |_| {},
+        create,
+        |house, when| {
+            // There whole or not at all; and asked again it is there.
+            let there = house.api().get("/v1/computers/web").status;
+            assert!([200, 404].contains(&there), "{when}");
+            if there == 404 {
+                house.new_computer("web");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_kill_at_each_point_of_exec() {
+    each_point(
+        &EXEC,
+        |house| house.new_computer("web"),
+        |house| {
+            let body = json!({"argv": ["sh", "-c", "echo ran; echo ran >> /root/ran"]}).to_string();
+            let _ = house
+                .api()
+                .open("POST", "/v1/computers/web/steps", &[("content-type", "application/json")], body.as_bytes())
+                .map(|mut stream| std::io::copy(&mut stream, &mut std::io::sink()));
+        },
+        |house, when| {
+            let view = |house: &House| house.api().get("/v1/computers/web/steps/1");
+            if view(house).status == 404 {
+                // Not even written down: then it did not run.
+                assert_eq!(house.json(&["info", "web"])["state"] == "running", house.sh("web", "true").code == 0);
+                return;
+            }
+            eventually(LONG, &format!("{when}: the step is ended"), || view(house).json()["status"] == "ended");
+            let end = view(house).json()["end"].clone();
+            if house.json(&["info", "web"])["state"] != "running" {
+                house.den(&["start", "web"]).ok();
+            }
+            let ran = house.sh("web", "cat /root/ran").stdout;
+            let output = house.den(&["log", "web", "1"]).stdout;
+            match end["how"].as_str().expect("how") {
+                "exited" => assert_eq!((ran.as_str(), output.as_str()), ("ran\n", "ran\n"), "{when}"),
+                "lost" | "not_started" | "signaled" => {
+                    assert!(ran.len() <= 4 && output.len() <= 4, "{when}: {ran}{output}")
+                }
+                how => panic!("{when}: it ended {how}"),
+            }
+        },
+    );
+}
+
+#[test]
+fn a_kill_at_each_point_of_remove() {
+    each_point(
+        &REMOVE,
+        |house| {
+            house.new_computer("web");
+            house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
+        },
+        |house| {
+            let _ = house.api().open("DELETE", "/v1/computers/web", &[], b"");
+        },
+        |house, when| {
+            // It was asked for and written down, so it is done.
+            eventually(LONG, &format!("{when}: it is gone"), || house.api().get("/v1/computers/web").status == 404);
+            assert_eq!(computers(house).len(), 1, "{when}");
+            house.new_computer("web");
+        },
+    );
+}
+
+#[test]
+fn a_launcher_that_dies_takes_nothing_for_long() {
+    let mut house = House::open(DEN);
+    house.new_computer("web");
+    house.sh("web", "echo kept > /root/file").ok();
+    let old = house.launcher();
+    house.kill_launcher();
+    // With the daemon alive: a new launcher comes, and computers can be made.
+    eventually(LONG, "computers can be made again", || {
+        house.api().post("/v1/computers", &json!({"name": "db"})).status == 201
+    });
+    assert_ne!(house.launcher(), old);
+    assert_eq!(house.sh("db", "hostname").ok(), "db");
+    house.restart();
+    consistent(&house, "after the launcher's death");
+    assert_eq!(house.sh("web", "cat /root/file").ok(), "kept");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_data_is_refused() {
+    let house = House::open(DEN);
+    let data = house.data();
+    let ran = house.den(&[
+        "serve",
+        "--data",
+        data.to_str().expect("text"),
+        "--run",
+        "/tmp/den-run-second",
+        "--listen",
+        "127.0.0.1:0",
+    ]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stderr.contains("error:"), "{ran:?}");
+    house.new_computer("web");
+    assert!(!std::path::Path::new("/tmp/den-run-second/launcher.sock").exists());
+    let _ = std::fs::remove_dir_all("/tmp/den-run-second");
+}
+
+#[test]
+fn a_shutdown_stops_all_and_the_next_start_finds_them_stopped() {
+    let mut house = House::open(DEN);
+    house.new_computer("web");
+    house.sh("web", "echo kept > /root/file").ok();
+    house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
+    house.den(&["shutdown"]).ok();
+    house.wait_serve_dead();
+    let left = den_testkit::leftovers(house.run_dir(), &house.data());
+    let since = Instant::now();
+    while !den_testkit::leftovers(house.run_dir(), &house.data()).is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(15), "left behind: {left:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    house.start();
+    assert_eq!(computers(&house)[0]["state"], "stopped");
+    house.den(&["start", "web"]).ok();
+    assert_eq!(house.sh("web", "cat /root/file").ok(), "kept");
+    let steps = house.api().get("/v1/computers/web/steps").expect(200).json();
+    assert!(steps["items"].as_array().expect("items").iter().all(|step| step["status"] == "ended"), "{steps}");
+}

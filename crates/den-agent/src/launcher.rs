@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 /// What the command line says.
 pub(crate) struct Settings {
-    /// The run folder; its last component names cgroups.
+    /// The run folder; its path names cgroups.
     pub run: PathBuf,
     /// Mounts that hold, or lie under, one of these stay in the launcher's namespace.
     pub keep: Vec<PathBuf>,

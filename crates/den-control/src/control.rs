@@ -23,7 +23,7 @@ use crate::{
     errors::chain,
     handle::{Ask, Handle},
     idempotency::Keys,
-    limits::{GRACE_DEFAULT, GRACE_MAX, PAGE_DEFAULT, PAGE_MAX},
+    limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
     recover,
     registry::Registry,
 };
@@ -96,6 +96,8 @@ pub(crate) struct Inner {
     pub registry: Registry<Handle>,
     pub keys: Keys,
     pub tasks: TaskTracker,
+    /// What the launcher still unmakes of computers that are gone.
+    pub endings: TaskTracker,
     pub closing: AtomicBool,
 }
 
@@ -147,6 +149,7 @@ impl Control {
             registry: Registry::new(),
             keys: Keys::default(),
             tasks: TaskTracker::new(),
+            endings: TaskTracker::new(),
             closing: AtomicBool::new(false),
         }));
         recover::take_up(&control.0, running).await?;
@@ -224,16 +227,14 @@ impl Control {
             }
             // One that is not running refuses, and is what it should be.
             let _ = handle.ask(|reply| Ask::Stop { grace, reply }).await;
-            let _ = status.wait_for(|status| status.machine.is_none()).await;
+            // One that is being removed ends the same way, or resists and is swept by the next start.
+            let gone = status.wait_for(|status| status.machine.is_none());
+            let _ = tokio::time::timeout(grace + STOP_MARGIN + STEPS_END_WAIT, gone).await;
         });
         join_all(stops).await;
         self.0.tasks.close();
-        let ended = tokio::time::timeout(GRACE_DEFAULT, async {
-            for handle in self.0.registry.all() {
-                handle.steps.all_ended(GRACE_DEFAULT).await;
-            }
-        });
-        let _ = ended.await;
+        self.0.endings.close();
+        let _ = tokio::time::timeout(ENDINGS_WAIT, self.0.endings.wait()).await;
         self.0.machines.exit().await?;
         let disks = self.0.disks.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(disks) = disks {

@@ -28,6 +28,8 @@ pub const GRACE_MAX: Duration = Duration::from_secs(600);
 pub const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// How long the steps of a computer that is gone are given to be recorded as ended.
 pub const STEPS_END_WAIT: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for the launcher to unmake what is left of removed computers.
+pub const ENDINGS_WAIT: Duration = Duration::from_secs(30);
 /// How long a question to an agent may go unanswered while the house is taken up again.
 pub const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 /// An idempotency key, in bytes.

@@ -109,11 +109,6 @@ impl Cursor {
         }
     }
 
-    /// The next byte of output that has been neither given out nor told as cut.
-    pub(crate) fn from(&self) -> u64 {
-        self.from
-    }
-
     /// Whether the End record was met.
     pub(crate) fn ended(&self) -> bool {
         self.ended

@@ -14,7 +14,7 @@ use den_machine::Machine;
 use den_model::{Fact, Request, State};
 use den_store::Durability;
 use den_sys::failpoint;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Who,
@@ -235,6 +235,26 @@ impl Task {
         self.handle.steps.all_ended(STEPS_END_WAIT).await;
     }
 
+    /// Ends all processes and returns once they are gone. What the kernel takes longer for, cgroup,
+    /// namespaces and mounts, the launcher finishes behind; [`Control::shutdown`] waits for it.
+    async fn end_at_once(&self) -> Result<(), Error> {
+        let Some(machine) = self.machine() else { return Ok(()) };
+        let id = self.handle.id;
+        let (sender, killed) = oneshot::channel();
+        let ending = machine.clone();
+        self.inner.endings.spawn(async move {
+            let result = ending.kill().await;
+            if let Err(error) = &result {
+                tracing::error!(computer = %id, error = chain(error), "a computer may still run");
+            }
+            let _ = sender.send(result); // Nobody listens once its processes are gone.
+        });
+        tokio::select! {
+            killed = killed => Ok(killed.map_err(|_| Error::shutting_down())??),
+            () = machine.died() => Ok(()),
+        }
+    }
+
     /// PID 1 is gone, and nobody asked for it.
     async fn on_death(&self) {
         let Some(machine) = self.machine() else { return };
@@ -261,13 +281,8 @@ impl Task {
         self.inner.registry.free_name(&self.handle);
         failpoint::hit("remove.state");
         let id = self.handle.id;
-        let ended = match self.machine() {
-            Some(machine) => machine.kill().await,
-            None => Ok(()),
-        };
-        if let Err(error) = ended {
+        if let Err(error) = self.end_at_once().await {
             // It may still run, so it stays; the name is its own again unless someone was quicker.
-            let error = Error::from(error);
             let state = if before == State::Running { State::Failed } else { before };
             if self.inner.registry.insert(Arc::clone(&self.handle)).is_ok() {
                 self.set_fact(state, reason.or(Some(error.chain()))).await;

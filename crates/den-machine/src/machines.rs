@@ -262,6 +262,8 @@ impl Machines {
         let namespace = self.0.run.join("gate.netns");
         let _ = den_sys::mount::unmount(&namespace, rustix::mount::UnmountFlags::DETACH);
         let _ = fs::remove_file(&namespace);
+        // Here and not in the launcher: in its mount namespace there is no cgroup filesystem.
+        let _ = den_sys::cgroup::Cgroups::remove_instance(&den_sys::cgroup::instance_of(&self.0.run));
         Ok(())
     }
 

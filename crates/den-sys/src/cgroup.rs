@@ -83,6 +83,21 @@ impl Hierarchies {
     }
 }
 
+/// The name of the directory that belongs to the run folder `run`: `den` for /run/den, else `den-`
+/// and 16 hex digits made of the canonical path, so that two daemons never share one.
+pub fn instance_of(run: &Path) -> String {
+    let run = std::fs::canonicalize(run).unwrap_or_else(|_| run.to_owned());
+    if run == Path::new("/run/den") {
+        return "den".to_owned();
+    }
+    // FNV-1a, 64 bits: it has to be the same for every version, and nothing more.
+    let bytes = run.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("den-{hash:016x}")
+}
+
 /// The directory `<instance>` in every hierarchy.
 pub struct Cgroups {
     layout: Layout,

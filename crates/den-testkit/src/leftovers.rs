@@ -53,7 +53,7 @@ pub fn sweep(run: &Path, data: &Path) {
 fn processes(run: &Path, data: &Path) -> Vec<(i32, String)> {
     let own = std::process::id() as i32;
     let (run_text, data_text) = (run.to_string_lossy(), data.to_string_lossy());
-    let group = format!("/{}", base(run));
+    let group = format!("/{}/", den_sys::cgroup::instance_of(run));
     let mut found = Vec::new();
     for pid in numbers("/proc") {
         if pid == own {
@@ -78,7 +78,7 @@ fn processes(run: &Path, data: &Path) -> Vec<(i32, String)> {
 
 /// Cgroups of any hierarchy that carry the run folder's name, parents first.
 fn cgroups(run: &Path) -> Vec<PathBuf> {
-    let name = base(run);
+    let name = den_sys::cgroup::instance_of(run);
     let mut found = BTreeSet::new();
     for line in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
         let Some((head, tail)) = line.split_once(" - ") else { continue };
@@ -87,7 +87,7 @@ fn cgroups(run: &Path) -> Vec<PathBuf> {
         }
         let Some(point) = head.split(' ').nth(4) else { continue };
         walk(Path::new(point), 6, &mut |dir| {
-            if dir.components().any(|c| c.as_os_str().to_string_lossy().contains(&name)) {
+            if dir.components().any(|c| c.as_os_str().to_string_lossy()== *name) {
                 found.insert(dir.to_path_buf());
             }
         });

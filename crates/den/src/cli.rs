@@ -1,5 +1,8 @@
 //! The words of the command line.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 
 use clap::{Parser, Subcommand};

@@ -8,13 +8,13 @@ use den_api::{Client, ClientError};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
     /// The daemon's address [default: as client.json in the data folder says]
-    #[arg(long, env = "DEN_URL", hide_env = true, value_name = "URL", global = true)]
+    #[arg(long, env = "DEN_URL", hide_env = true, value_name = "URL", global = true, display_order = 900)]
     pub url: Option<String>,
     /// The data folder [default: /var/lib/den]
-    #[arg(long, env = "DEN_DATA", hide_env = true, value_name = "DIR", global = true)]
+    #[arg(long, env = "DEN_DATA", hide_env = true, value_name = "DIR", global = true, display_order = 901)]
     pub data: Option<PathBuf>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 902)]
     pub json: bool,
 }
 

@@ -77,6 +77,12 @@ impl Trouble {
         }
     }
 
+    /// What the shell gets.
+    #[cfg(test)]
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
     /// Says it on standard error; the code for the shell.
     pub fn report(self) -> ExitCode {
         // Nobody may be there to read it any more.

@@ -13,6 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{Agent, TERM_GRACE};
 
+/// The longest grace of a shutdown.
+const GRACE_MAX: Duration = Duration::from_secs(3600);
+
 /// How often the shutdown looks whether anybody is left.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -66,6 +69,7 @@ pub fn start(agent: &Rc<Agent>) -> bool {
 
 /// Ends everything inside and exits.
 pub async fn shut_down(agent: &Agent, grace: Duration) {
+    let grace = grace.min(GRACE_MAX);
     let _ = kill(-1, libc::SIGTERM);
     // A stopped process takes no SIGTERM.
     let _ = kill(-1, libc::SIGCONT);

@@ -175,8 +175,11 @@ fn slurp(path: &str) -> Vec<u8> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut text = Vec::new();
     if let Ok(fd) = rustix::fs::open(path, flags, Mode::empty())
-        && rustix::fs::fstat(&fd).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file())
+        && let Ok(stat) = rustix::fs::fstat(&fd)
+        && rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
     {
+        // Room for all of it and the end, so that two calls read it.
+        text.reserve((stat.st_size as u64).min(FILE_BYTES_MAX) as usize + 64);
         let _ = std::fs::File::from(fd).take(FILE_BYTES_MAX).read_to_end(&mut text);
     }
     text

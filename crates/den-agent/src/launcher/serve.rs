@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use den_sys::cgroup::{Cgroups, Limits};
 use den_sys::mount::{self, Access, Detached};
 use den_sys::seccomp::Filter;
-use den_sys::{SysError, clone, failpoint, socket};
+use den_sys::{SysError, cgroup, clone, failpoint, socket};
 use den_wire::launcher::{Create, PACKET_BYTES_MAX, Reply, Request, Usage};
 use rustix::event::epoll;
 use rustix::net::SocketType;
@@ -76,7 +76,7 @@ impl Launcher {
         }
         let pid_path = run.join("launcher.pid");
         fs::write(&pid_path, std::process::id().to_string()).map_err(|e| SysError::io("write", &pid_path, &e))?;
-        let instance = run.file_name().and_then(|name| name.to_str()).unwrap_or("den").to_owned();
+        let instance = cgroup::instance_of(&run);
         let cgroups = Cgroups::open(&instance)?;
         let net = GateNet::open(&run.join("gate.netns"))?;
         let slots = Slots::open(&run)?;

@@ -228,8 +228,12 @@ pub fn data(stream: &mut UnixStream, payload: &[u8]) -> io::Result<()> {
     write_frame(stream, FrameKind::Data, payload)
 }
 
+/// Ends the data; an agent that has refused already is told nothing, and its answer is still to be read.
 pub fn end(stream: &mut UnixStream) {
-    write_frame(stream, FrameKind::End, &[]).expect("sent");
+    match write_frame(stream, FrameKind::End, &[]) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => panic!("{error}"),
+        _ => {}
+    }
 }
 
 /// Data until its end, or the failure that came instead.

@@ -203,7 +203,13 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("state", state),
         ("image", format!("{} {}", c.image, c.image_digest.get(..19).unwrap_or(&c.image_digest))),
         ("tier", if c.tier == Tier::Vm { "vm" } else { "container" }.to_owned()),
-        ("cpus", beside(usage.map(|u| format!("{} used", show::took(u.cpu_us as i64))), c.cpus.to_string())),
+        (
+            "cpus",
+            match usage {
+                Some(usage) => format!("{}, {} used", c.cpus, show::took(usage.cpu_us as i64)),
+                None => c.cpus.to_string(),
+            },
+        ),
         ("memory", beside(usage.map(|u| show::size(u.memory_bytes)), show::size(c.memory.0))),
         ("disk", beside(usage.and_then(|u| u.disk_bytes).map(show::size), show::size(c.disk.0))),
         ("processes", beside(usage.map(|u| u.pids.to_string()), c.pids.to_string())),

@@ -109,6 +109,14 @@ pub struct AttachArgs {
     reconnect: Option<Duration>,
 }
 
+#[cfg(test)]
+impl ExecArgs {
+    /// The command and its arguments.
+    pub fn command(&self) -> &[OsString] {
+        &self.command
+    }
+}
+
 fn text(words: Vec<OsString>) -> Result<Vec<String>, Trouble> {
     words
         .into_iter()
@@ -189,6 +197,7 @@ async fn run(
         follow: true,
         sink: if global.json { Sink::kept() } else { Sink::Standard },
         patience: reconnect.unwrap_or(RECONNECT_MAX),
+        input: interactive,
     };
     let followed = if interactive || pty {
         let Session { output, input } = client.exec_session(name, request).await?;
@@ -218,6 +227,7 @@ pub async fn attach(global: &Global, args: AttachArgs) -> Outcome {
         follow: true,
         sink: if global.json { Sink::Lines } else { Sink::Standard },
         patience: args.reconnect.unwrap_or(RECONNECT_MAX),
+        input: live,
     };
     let followed = if live {
         let Session { output, input } = client.attach(&args.name, args.step, args.from).await?;

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// List images
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = "Example: den image ls --json")]
     Ls,
     /// Fetch one from a registry
     Pull(PullArgs),

@@ -62,6 +62,7 @@ async fn output(global: &Global, client: Client, args: &LogArgs, step: u64) -> O
         follow: args.follow,
         sink: if global.json { Sink::kept() } else { Sink::Standard },
         patience: RECONNECT_MAX,
+        input: false,
     };
     let view = match follow.run(Source::Stream(stream), &mut drop).await? {
         Followed::Ended(view) => view,

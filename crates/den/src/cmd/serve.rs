@@ -82,7 +82,7 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
             Storage::Plain => den_control::StorageChoice::Plain,
         },
         disk_size: settings.disk_size,
-        defaults: Config::default_limits(),
+        defaults: settings.limits(Config::default_limits()),
         agent: AGENT,
     });
     let control = opened.await.map_err(|error| {

@@ -196,6 +196,8 @@ pub struct Follow<'a> {
     pub sink: Sink,
     /// How long a lost daemon is waited for.
     pub patience: Duration,
+    /// Whether it has standard input, which ends with the daemon unless it is a terminal's.
+    pub input: bool,
 }
 
 /// Signals that end or interrupt the command.
@@ -366,7 +368,12 @@ impl Follow<'_> {
         let mut mentioned = false;
         loop {
             let error = match self.open(step, reopen).await {
-                Ok(source) => return Ok(source),
+                Ok(source) => {
+                    if std::mem::take(&mut self.input) && self.interrupt != Interrupt::Byte {
+                        eprintln!("den: the daemon was gone for a moment; standard input ended there");
+                    }
+                    return Ok(source);
+                }
                 Err(error) if is_passing(&error) => error,
                 Err(error) => return Err(error.into()),
             };

@@ -1,10 +1,11 @@
 //! `den doctor`: the report as text or JSON, and 1 to the shell where computers cannot be had.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Colour, Status, examine};
 use crate::{
+    cmd::serve::run_folder,
     find::Global,
     report::{FAILED, Outcome, Trouble},
     show,
@@ -13,7 +14,7 @@ use crate::{
 /// Examines the host and prints what was found.
 pub fn run(global: &Global) -> Outcome {
     let data = global.data.clone().unwrap_or_else(|| PathBuf::from(den_api::client::DATA_DEFAULT));
-    let report = examine(&data, Path::new("/run/den"));
+    let report = examine(&data, &run_folder(&data));
     if global.json {
         show::json(&report)?;
     } else {

@@ -78,7 +78,7 @@ fn copy(from_dir: &OwnedFd, name: &[u8], stat: &Stat, to_dir: &OwnedFd, to_name:
             return Ok(Walk::Past);
         }
         if entry.stat.st_nlink > 1 {
-            let inode = (entry.stat.st_dev as u64, entry.stat.st_ino);
+            let inode = (entry.stat.st_dev, entry.stat.st_ino);
             if let Some(first) = links.get(&inode) {
                 rustix::fs::linkat(&top, &first[..], to, entry.name, AtFlags::empty()).map_err(failed)?;
                 return Ok(Walk::Past);

@@ -11,6 +11,7 @@ mod list;
 mod read;
 mod tar_in;
 mod tar_out;
+mod tar_read;
 mod tree;
 mod watch;
 mod write;
@@ -87,7 +88,7 @@ fn describe(path: Vec<u8>, stat: &Stat, target: Option<Vec<u8>>, users: &mut Use
         user: users.user_name(stat.st_uid),
         group: users.group_name(stat.st_gid),
         inode: stat.st_ino,
-        links: stat.st_nlink as u64,
+        links: stat.st_nlink,
         blocks: stat.st_blocks as u64,
     }
 }

@@ -20,6 +20,7 @@ use tar::EntryType;
 use super::super::conn::Blocking;
 use super::super::failure::{Outcome, at, bad, failure, from_errno, text};
 use super::super::users::Users;
+use super::tar_read::{Member, Reader};
 use super::tree::open_dir;
 use super::write::{set_owner_and_mode, write_sparse};
 use super::{edit, xattr};
@@ -58,17 +59,21 @@ pub fn tar_in(conn: &mut Blocking, path: &[u8], owner: Option<&str>, rename: Opt
         buffer: Vec::new(),
     };
     let mut data = BufReader::with_capacity(READ_AHEAD_BYTES, Data { conn, left: 0, ended: false });
-    let mut archive = tar::Archive::new(&mut data);
-    let broken = |error: io::Error| match Errno::from_io_error(&error) {
-        Some(errno) => from_errno(errno, b"archive"),
-        None => bad(format!("archive: {error}")),
-    };
-    for entry in archive.entries().map_err(broken)? {
-        unpack.entry(&mut entry.map_err(broken)?)?;
+    let mut archive = Reader::new(&mut data);
+    while let Some(member) = archive.next().map_err(|error| broken(&error))? {
+        unpack.member(member, &mut archive)?;
     }
     unpack.set_times()?;
     // What follows the archive's own end is padding.
-    io::copy(&mut data, &mut io::sink()).map(drop).map_err(broken)
+    io::copy(&mut data, &mut io::sink()).map(drop).map_err(|error| broken(&error))
+}
+
+fn broken(error: &io::Error) -> Failure {
+    match (Errno::from_io_error(error), error.kind()) {
+        (Some(errno), _) => from_errno(errno, b"archive"),
+        (None, io::ErrorKind::Unsupported) => failure(FailureKind::Unsupported, format!("archive: {error}"), None),
+        (None, _) => bad(format!("archive: {error}")),
+    }
 }
 
 struct Unpack<'a> {
@@ -81,32 +86,19 @@ struct Unpack<'a> {
     buffer: Vec<u8>,
 }
 
-/// What a pax head says beyond the ordinary one.
-#[derive(Default)]
-struct Pax {
-    uid: Option<u32>,
-    gid: Option<u32>,
-    mtime: Option<Timespec>,
-    xattrs: Vec<xattr::Xattr>,
-}
-
 impl Unpack<'_> {
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Outcome<()> {
-        let written = entry.path_bytes().into_owned();
+    fn member(&mut self, member: Member, data: &mut impl Read) -> Outcome<()> {
+        let Member { header, path: written, link, pax, size, pieces } = member;
         let broken = |error: io::Error| bad(format!("{}: {error}", text(&written)));
-        let entry_type = entry.header().entry_type();
-        if entry_type == EntryType::XGlobalHeader {
-            return Ok(());
-        }
+        let entry_type = header.entry_type();
         let path = self.place(&written)?;
-        let pax = pax(entry, &written)?;
-        let mode = entry.header().mode().map_err(broken)? & 0o7777;
+        let mode = header.mode().map_err(broken)? & 0o7777;
         let number = |value: io::Result<u64>| value.map_err(broken).map(|value| u32::try_from(value).ok());
         let (uid, gid) = match self.owner {
             Some(owner) => owner,
-            None => (pax.uid.or(number(entry.header().uid())?), pax.gid.or(number(entry.header().gid())?)),
+            None => (pax.uid.or(number(header.uid())?), pax.gid.or(number(header.gid())?)),
         };
-        let seconds = entry.header().mtime().map_err(broken)?;
+        let seconds = header.mtime().map_err(broken)?;
         let mtime = pax.mtime.unwrap_or(Timespec { tv_sec: seconds as i64, tv_nsec: 0 });
         let failed = |errno| from_errno(errno, &path);
 
@@ -142,7 +134,7 @@ impl Unpack<'_> {
                 let file =
                     replacing(&parent, name, || rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR))
                         .map_err(failed)?;
-                let done = self.fill(entry, &file, &path).and_then(|()| {
+                let done = self.fill(data, &file, &path, size, &pieces).and_then(|()| {
                     set_owner_and_mode(&file, Some((uid, gid)), Some(mode)).map_err(failed)?;
                     xattr::set(&file, &pax.xattrs).map_err(failed)?;
                     rustix::fs::futimens(&file, &only_modified(mtime)).map_err(failed)
@@ -153,8 +145,7 @@ impl Unpack<'_> {
                 return done;
             }
             EntryType::Link => {
-                let target =
-                    entry.link_name_bytes().ok_or_else(|| bad(format!("{}: a link to nothing", text(&path))))?;
+                let target = link.ok_or_else(|| bad(format!("{}: a link to nothing", text(&path))))?;
                 let target = self.place(&target)?;
                 let (dir, last) = target
                     .iter()
@@ -165,8 +156,7 @@ impl Unpack<'_> {
                     .map_err(failed);
             }
             EntryType::Symlink => {
-                let target =
-                    entry.link_name_bytes().ok_or_else(|| bad(format!("{}: a link to nothing", text(&path))))?;
+                let target = link.ok_or_else(|| bad(format!("{}: a link to nothing", text(&path))))?;
                 replacing(&parent, name, || rustix::fs::symlinkat(&target[..], &parent, name)).map_err(failed)?;
             }
             EntryType::Fifo | EntryType::Char | EntryType::Block => {
@@ -175,9 +165,14 @@ impl Unpack<'_> {
                     EntryType::Char => FileType::CharacterDevice,
                     _ => FileType::BlockDevice,
                 };
-                let major = entry.header().device_major().map_err(broken)?.unwrap_or(0);
-                let minor = entry.header().device_minor().map_err(broken)?.unwrap_or(0);
-                let device = rustix::fs::makedev(major, minor);
+                // Some leave the numbers of a FIFO empty.
+                let device = match file_type {
+                    FileType::Fifo => 0,
+                    _ => {
+                        let major = header.device_major().map_err(broken)?.unwrap_or(0);
+                        rustix::fs::makedev(major, header.device_minor().map_err(broken)?.unwrap_or(0))
+                    }
+                };
                 let mode = Mode::from_raw_mode(mode);
                 replacing(&parent, name, || rustix::fs::mknodat(&parent, name, file_type, mode, device))
                     .map_err(failed)?;
@@ -273,27 +268,27 @@ impl Unpack<'_> {
         Ok(dir)
     }
 
-    fn fill<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>, file: &OwnedFd, path: &[u8]) -> Outcome<()> {
-        let size = entry.size();
+    fn fill(
+        &mut self,
+        data: &mut impl Read,
+        file: &OwnedFd,
+        path: &[u8],
+        size: u64,
+        pieces: &[(u64, u64)],
+    ) -> Outcome<()> {
         let want = CHUNK_BYTES.min(usize::try_from(size).unwrap_or(CHUNK_BYTES));
         if self.buffer.len() < want {
             self.buffer.resize(want, 0);
         }
         let failed = |errno| from_errno(errno, path);
-        let mut position = 0;
-        while position < size {
-            // Filled, so that pieces are aligned and zeros in them are seen.
-            let want = want.min(usize::try_from(size - position).unwrap_or(want));
-            let mut filled = 0;
-            while filled < want {
-                match entry.read(&mut self.buffer[filled..want]) {
-                    Ok(0) => return Err(bad(format!("{}: the archive ends within it", text(path)))),
-                    Ok(read) => filled += read,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(bad(format!("{}: {error}", text(path)))),
-                }
+        for &(offset, length) in pieces {
+            let (mut position, end) = (offset, offset.saturating_add(length));
+            while position < end {
+                // Filled, so that pieces are aligned and zeros in them are seen.
+                let now = want.min(usize::try_from(end - position).unwrap_or(want));
+                data.read_exact(&mut self.buffer[..now]).map_err(|error| bad(format!("{}: {error}", text(path))))?;
+                write_sparse(file.as_fd(), &self.buffer[..now], &mut position).map_err(failed)?;
             }
-            write_sparse(file.as_fd(), &self.buffer[..filled], &mut position).map_err(failed)?;
         }
         rustix::fs::ftruncate(file, size).map_err(failed)
     }
@@ -330,50 +325,6 @@ fn only_modified(mtime: Timespec) -> Timestamps {
     Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT as _ }, last_modification: mtime }
 }
 
-fn pax<R: Read>(entry: &mut tar::Entry<'_, R>, path: &[u8]) -> Outcome<Pax> {
-    let mut pax = Pax::default();
-    let broken = |error: io::Error| bad(format!("{}: {error}", text(path)));
-    let Some(records) = entry.pax_extensions().map_err(broken)? else { return Ok(pax) };
-    for record in records {
-        let record = record.map_err(broken)?;
-        let (key, value) = (record.key_bytes(), record.value_bytes());
-        let word = || std::str::from_utf8(value).unwrap_or_default();
-        let wrong = || bad(format!("{}: pax {}={}", text(path), text(key), text(value)));
-        match key {
-            b"uid" => pax.uid = Some(word().parse().map_err(|_| wrong())?),
-            b"gid" => pax.gid = Some(word().parse().map_err(|_| wrong())?),
-            b"mtime" => pax.mtime = Some(parse_time(word()).ok_or_else(wrong)?),
-            key if key.starts_with(b"GNU.sparse.") => return Err(unsupported_sparse(path)),
-            key => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    pax.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-            }
-        }
-    }
-    Ok(pax)
-}
-
-fn unsupported_sparse(path: &[u8]) -> Failure {
-    failure(FailureKind::Unsupported, format!("{}: a sparse file in pax format", text(path)), None)
-}
-
-fn parse_time(text: &str) -> Option<Timespec> {
-    let (digits, negative) = text.strip_prefix('-').map_or((text, false), |rest| (rest, true));
-    let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
-    let seconds: i64 = whole.parse().ok().filter(|&seconds: &i64| seconds >= 0)?;
-    if !part.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let nanos: i64 = format!("{part:0<9}").get(..9)?.parse().ok()?;
-    let (seconds, nanos) = match (negative, nanos) {
-        (false, nanos) => (seconds, nanos),
-        (true, 0) => (-seconds, 0),
-        (true, nanos) => (-seconds - 1, 1_000_000_000 - nanos),
-    };
-    Some(Timespec { tv_sec: seconds, tv_nsec: nanos as _ })
-}
-
 /// The bytes of the data frames, until their end.
 struct Data<'a> {
     conn: &'a mut Blocking,
@@ -403,22 +354,5 @@ impl Read for Data<'_> {
         }
         self.left -= read;
         Ok(read)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read() {
-        let time = |text| parse_time(text).map(|time| (time.tv_sec, time.tv_nsec as i64));
-        assert_eq!(time("12.5"), Some((12, 500_000_000)));
-        assert_eq!(time("-1.500000000"), Some((-2, 500_000_000)));
-        assert_eq!(time("7"), Some((7, 0)));
-        assert_eq!(time("1.0000000019"), Some((1, 1)));
-        for none in ["", "x", "1.x", "--1", "1.5.5"] {
-            assert_eq!(time(none), None);
-        }
     }
 }

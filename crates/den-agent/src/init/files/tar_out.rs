@@ -79,7 +79,7 @@ fn put(
     let failed = |errno| from_errno(errno, about);
     let file_type = kind(stat);
     if stat.st_nlink > 1 && !matches!(file_type, FileType::Directory | FileType::Socket) {
-        let inode = (stat.st_dev as u64, stat.st_ino);
+        let inode = (stat.st_dev, stat.st_ino);
         if let Some(first) = links.get(&inode) {
             return out.put(&heads(full, stat, b'1', 0, first, &[])).map_err(gone);
         }
@@ -158,10 +158,9 @@ fn heads(path: &[u8], stat: &Stat, flag: u8, size: u64, link: &[u8], xattrs: &[x
     if stat.st_mtime_nsec != 0 || stat.st_mtime < 0 {
         record(&mut pax, b"mtime", decimal_time(stat.st_mtime, stat.st_mtime_nsec as u32).as_bytes());
     }
-    if matches!(flag, b'3' | b'4') {
-        number(&mut block[329..337], u64::from(rustix::fs::major(stat.st_rdev)), b"", &mut pax);
-        number(&mut block[337..345], u64::from(rustix::fs::minor(stat.st_rdev)), b"", &mut pax);
-    }
+    let device = if matches!(flag, b'3' | b'4') { stat.st_rdev } else { 0 };
+    number(&mut block[329..337], u64::from(rustix::fs::major(device)), b"", &mut pax);
+    number(&mut block[337..345], u64::from(rustix::fs::minor(device)), b"", &mut pax);
     for (name, value) in xattrs {
         record(&mut pax, &[b"SCHILY.xattr.", &name[..]].concat(), value);
     }

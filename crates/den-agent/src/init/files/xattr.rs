@@ -14,8 +14,7 @@ pub type Xattr = (Vec<u8>, Vec<u8>);
 /// Those that mean something elsewhere too: `user.*`, capabilities and access lists. None where the
 /// file system has none.
 pub fn list(file: impl AsFd) -> rustix::io::Result<Vec<Xattr>> {
-    let mut none = [0_u8; 0];
-    let length = match rustix::fs::flistxattr(&file, &mut none[..]) {
+    let length = match rustix::fs::flistxattr_query(&file) {
         Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(Vec::new()),
         Ok(length) => length,
         Err(errno) => return Err(errno),
@@ -45,4 +44,20 @@ pub fn set(file: impl AsFd, list: &[Xattr]) -> rustix::io::Result<()> {
 
 fn travels(name: &[u8]) -> bool {
     name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_") || name == b"security.capability"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_set_and_listed() {
+        let dir = std::env::current_dir().expect("a directory");
+        let file = tempfile::tempfile_in(dir).expect("a file");
+        let wanted: Vec<Xattr> = vec![(b"user.a".to_vec(), b"1\n\0".to_vec()), (b"user.b".to_vec(), Vec::new())];
+        set(&file, &wanted).expect("set");
+        let mut there = list(&file).expect("listed");
+        there.sort();
+        assert_eq!(there, wanted);
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use den_api::client::DATA_DEFAULT;
-use den_model::Bytes;
+use den_model::{Bytes, Cpus, Limits};
 use serde::Deserialize;
 
 use crate::{find::Global, report::Trouble};
@@ -79,10 +79,22 @@ struct File {
     storage: Option<Storage>,
     disk_size: Option<Bytes>,
     log_json: Option<bool>,
+    #[serde(default)]
+    defaults: Defaults,
+}
+
+/// The file's table `[defaults]`: limits of computers that name none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Defaults {
+    cpus: Option<Cpus>,
+    memory: Option<Bytes>,
+    disk: Option<Bytes>,
+    pids: Option<u32>,
 }
 
 /// Keys of the file.
-const KEYS: [&str; 8] = ["data", "run", "images", "listen", "pool", "storage", "disk_size", "log_json"];
+const KEYS: [&str; 9] = ["data", "run", "images", "listen", "pool", "storage", "disk_size", "log_json", "defaults"];
 
 /// What the daemon is told, made definite.
 #[derive(Debug, PartialEq, Eq)]
@@ -103,6 +115,8 @@ pub struct Settings {
     pub disk_size: Option<Bytes>,
     /// Whether logs are JSON.
     pub log_json: bool,
+    /// Limits of computers that name none.
+    pub defaults: Defaults,
 }
 
 impl Settings {
@@ -131,8 +145,19 @@ impl Settings {
             storage: args.storage.or(file.storage).unwrap_or_default(),
             disk_size: args.disk_size.or(file.disk_size),
             log_json: args.log_json || file.log_json.unwrap_or(false),
+            defaults: file.defaults,
             data,
         })
+    }
+
+    /// Limits of computers that name none: the file's, else those that fit the host.
+    pub fn limits(&self, host: Limits) -> Limits {
+        Limits {
+            cpus: self.defaults.cpus.unwrap_or(host.cpus),
+            memory: self.defaults.memory.unwrap_or(host.memory).max(Limits::MEMORY_MIN),
+            disk: self.defaults.disk.unwrap_or(host.disk).max(Limits::DISK_MIN),
+            pids: self.defaults.pids.unwrap_or(host.pids).max(Limits::PIDS_MIN),
+        }
     }
 }
 
@@ -226,7 +251,10 @@ mod tests {
 
     #[test]
     fn a_file_reads() {
-        let file = parse("data = \"/x\"\npool = 3\nstorage = \"plain\"\ndisk_size = \"20G\"").unwrap();
+        let file =
+            parse("data = \"/x\"\npool = 3\nstorage = \"plain\"\ndisk_size = \"20G\"\n[defaults]\nmemory = \"1G\"")
+                .unwrap();
+        assert_eq!(file.defaults.memory, Some(Bytes::gib(1)));
         assert_eq!(file.pool, Some(3));
         assert_eq!(file.storage, Some(Storage::Plain));
         assert_eq!(file.disk_size, Some(Bytes::gib(20)));

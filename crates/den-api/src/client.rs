@@ -290,6 +290,7 @@ impl Client {
     /// Reads the first `client.json` there is.
     pub fn find_file(data: Option<&Path>) -> Result<ClientFile, ClientError> {
         let mut looked = Vec::new();
+        let mut closed = None;
         let folders = match data {
             Some(data) => vec![data.to_owned()],
             None => {
@@ -308,10 +309,11 @@ impl Client {
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     looked.push(path);
                 }
-                Err(source) => return Err(ClientError::ClientFile { path, source }),
+                // A daemon of root's is there, and perhaps one of this user's too.
+                Err(source) => closed = closed.or(Some(ClientError::ClientFile { path, source })),
             }
         }
-        Err(ClientError::NotFound { looked })
+        Err(closed.unwrap_or(ClientError::NotFound { looked }))
     }
 
     /// Whether the daemon is on this host, so that paths mean the same to both.

@@ -77,7 +77,11 @@ async fn main() {
     let begun = Instant::now();
     let execution = control.exec(&name, exec(&["head", "-c", "512M", "/dev/zero"]), &who).await.expect("exec");
     let (bytes, code) = all(execution.output).await;
-    println!("output of {} bytes: {:.0} MB/s, {code:?}", bytes.len(), bytes.len() as f64 / begun.elapsed().as_secs_f64() / 1e6);
+    println!(
+        "output of {} bytes: {:.0} MB/s, {code:?}",
+        bytes.len(),
+        bytes.len() as f64 / begun.elapsed().as_secs_f64() / 1e6
+    );
 
     for script in ["head -c 512M /dev/zero > /tmp/big; rm /tmp/big", "head -c 512M /dev/zero | cat > /dev/null"] {
         let begun = Instant::now();
@@ -143,8 +147,7 @@ async fn main() {
         removes.push(begun.elapsed());
     }
     shown("remove", removes);
-    let (bytes, code) =
-        all(control.output(&name, number, 0, Follow::ToTheEnd, None).await.expect("output")).await;
+    let (bytes, code) = all(control.output(&name, number, 0, Follow::ToTheEnd, None).await.expect("output")).await;
     println!("the long step: {:?} {code:?}", String::from_utf8_lossy(&bytes));
     println!("left: {}", control.list(ListComputers::default()).await.expect("list").items.len());
     let begun = Instant::now();

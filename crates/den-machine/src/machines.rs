@@ -20,6 +20,10 @@ use crate::{Link, LinkError};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Idle connections to the launcher that are kept.
 const CONNECTIONS_KEPT: usize = 8;
+/// How often a launcher is asked for its computers at the start.
+const INTRODUCE_ATTEMPTS_MAX: u32 = 10;
+/// Before it is asked again: this, then twice this, and so on.
+const INTRODUCE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where things lie, and how many husks are kept.
 pub struct MachinesConfig {
@@ -128,23 +132,40 @@ impl Machines {
             starting: tokio::sync::Mutex::new(()),
             started_before: AtomicBool::new(false),
         }));
-        let connection = machines.reach().await?;
+        let mut attempt = 1;
+        let found = loop {
+            match machines.introduce().await {
+                // A launcher that is being killed takes connections until it is gone.
+                Err(MachineError::Sys(error)) if attempt < INTRODUCE_ATTEMPTS_MAX => {
+                    tracing::warn!(%error, "the launcher was lost while it was asked for its computers");
+                    tokio::time::sleep(INTRODUCE_PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                found => break found?,
+            }
+        };
+        machines.set_pool(config.pool).await?;
+        Ok((machines, found))
+    }
+
+    /// The computers that the launcher carries.
+    async fn introduce(&self) -> Result<Vec<Machine>, MachineError> {
+        let connection = self.reach().await?;
         connection.send(&Request::Hello { version: den_wire::VERSION }).await?;
         let mut found = Vec::new();
         loop {
             match connection.receive().await? {
                 (Reply::Hello { .. }, _) => {}
                 (Reply::Running { id, pid }, Some(pidfd)) => match id.parse() {
-                    Ok(id) => found.push(machines.machine(id, pid, pidfd)?),
+                    Ok(id) => found.push(self.machine(id, pid, pidfd)?),
                     Err(error) => tracing::warn!(%error, "the launcher carries something that is no computer"),
                 },
                 (Reply::Done, _) => break,
                 _ => return Err(MachineError::Answer { wanted: "Running" }),
             }
         }
-        machines.keep(connection);
-        machines.set_pool(config.pool).await?;
-        Ok((machines, found))
+        self.keep(connection);
+        Ok(found)
     }
 
     /// Boots a computer: when this returns, its agent has answered. On an error nothing is left.

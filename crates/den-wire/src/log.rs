@@ -15,6 +15,10 @@
 //! [`Stream::Cut`] record whose payload is the file position (u64) at which records go on.
 //! Positions and offsets of what remains do not change.
 //!
+//! The new cut record is written before the hole is punched, at the first record boundary at or
+//! after [`HEAD_KEEP_BYTES`]: a reader that finds no head where one should be re-reads the cut record.
+//! When the disk is full to the end there may be no end record; the agent still says how it ended.
+//!
 //! The last record of a complete log is [`Stream::End`]; its payload is [`EndRecord`].
 
 /// Length of a record's head, in bytes.

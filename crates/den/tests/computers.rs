@@ -190,7 +190,7 @@ fn bad_input_is_one_clear_error_and_leaves_nothing() {
         check(json!({ "cpus": cpus }), 400, "bad_size", "cpus");
     }
     check(json!({"pids": 0}), 400, "bad_size", "pids");
-    check(json!({"pids": -1}), 400, "bad_request", "pids");
+    check(json!({"pids": -1}), 400, "bad_request", "-1");
     check(json!({"image": "no-such-image"}), 404, "image_not_found", "no-such-image");
     check(json!({"tier": "vm"}), 501, "unsupported", "");
     check(json!({"tier": "balloon"}), 400, "bad_request", "balloon");

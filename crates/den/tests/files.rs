@@ -445,8 +445,11 @@ fn a_tar_goes_both_ways_over_the_api() {
         b"this is no tar, but long enough to look like one at first sight".repeat(20).as_slice(),
     )
     .refusal(400, "bad_request");
-    api.put("/v1/computers/web/tar?path=/root/none", &tar).refusal(404, "file_not_found");
-    api.get("/v1/computers/web/tar?path=/root/none").refusal(404, "file_not_found");
+    // A folder that is missing is made; what is no folder is none.
+    api.put("/v1/computers/web/tar?path=/root/none", &tar).expect(204);
+    house.sh("web", "test -p /root/none/t/pipe").ok();
+    api.put("/v1/computers/web/tar?path=/etc/hosts", &tar).refusal(400, "not_a_directory");
+    api.get("/v1/computers/web/tar?path=/root/nowhere").refusal(404, "file_not_found");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn what_cannot_be_started_says_what_a_shell_would() {
     check("/no/such/file", 127, "No such file or directory");
     check("/root/data", 126, "Permission denied");
     check("/root/dir", 126, "Is a directory");
-    house.den(&["exec", "web", "--", "/root/bad"]).refused(127, "/no/such/interpreter");
+    house.den(&["exec", "web", "--", "/root/bad"]).refused(127, "cannot execute: required file not found");
     assert_eq!(house.den(&["exec", "web", "--", "/root/plain"]).ok(), "plain");
     let step = &steps(&house, "web")[1];
     assert_eq!(step["end"]["how"], "not_started", "{step}");
@@ -385,9 +385,13 @@ fn a_short_limit_does_not_break_a_long_command() {
     let house = House::open(DEN);
     house.new_computer("web");
     let ran =
-        house.den(&["exec", "web", "--keep", "64KiB", "--", "sh", "-c", "head -c 50M /dev/zero; echo end >&2; exit 4"]);
+        house.den(&["exec", "web", "--keep", "4MiB", "--", "sh", "-c", "head -c 50M /dev/zero; echo end >&2; exit 4"]);
     assert_eq!(ran.code, 4, "{}", ran.stderr);
     assert_eq!(ended(&house, "web", 1)["output_bytes"], (50 << 20) + 4);
+    house
+        .api()
+        .post("/v1/computers/web/steps", &json!({"argv": ["true"], "keep_bytes": 1}))
+        .refusal(400, "bad_request");
 }
 
 #[test]

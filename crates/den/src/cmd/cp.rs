@@ -87,8 +87,8 @@ pub async fn run(global: &Global, args: CpArgs) -> Outcome {
     match (&src, &dst) {
         (Place::Host(src), Place::Inside { name, path }) => copy.upload(src, name, path).await,
         (Place::Inside { name, path }, Place::Host(dst)) => copy.download(name, path, dst).await,
-        (Place::Inside { name, path }, Place::Stream) => copy.to_stream(name, path).await,
-        (Place::Stream, Place::Inside { name, path }) => copy.from_stream(name, path).await,
+        (Place::Inside { name, path }, Place::Stream) => copy.stream_out(name, path).await,
+        (Place::Stream, Place::Inside { name, path }) => copy.stream_in(name, path).await,
         (Place::Inside { name, path }, Place::Inside { name: to, path: dst }) => {
             copy.between(name, path, to, dst).await
         }

@@ -250,7 +250,7 @@ fn finish(follow: Follow<'_>, followed: Followed) -> Outcome {
     match followed {
         Followed::Ended(step) => {
             let code = exit_code(&step);
-            if let Some(result) = follow.sink.result(step) {
+            if let Some(result) = follow.sink.result(*step) {
                 show::json(&result)?;
             }
             Ok(code)

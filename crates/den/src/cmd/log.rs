@@ -65,7 +65,7 @@ async fn output(global: &Global, client: Client, args: &LogArgs, step: u64) -> O
         input: false,
     };
     let view = match follow.run(Source::Stream(stream), &mut drop).await? {
-        Followed::Ended(view) => view,
+        Followed::Ended(view) => *view,
         Followed::Read | Followed::Detached if !global.json => return Ok(0),
         Followed::Read | Followed::Detached => client.step(&args.name, step).await?,
     };

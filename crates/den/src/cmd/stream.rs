@@ -155,7 +155,7 @@ fn write_all(out: &impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
 /// How following a step ended.
 pub enum Followed {
     /// The step has ended; its view says how.
-    Ended(StepView),
+    Ended(Box<StepView>),
     /// The stream ended before the step, as was asked (`follow` was false).
     Read,
     /// The user let go of it.
@@ -281,7 +281,7 @@ impl Follow<'_> {
                         if matches!(self.sink, Sink::Lines) {
                             show::json_line(&json!({ "event": "end", "step": step }))?;
                         }
-                        return Ok(Followed::Ended(step));
+                        return Ok(Followed::Ended(Box::new(step)));
                     }
                     OutputKind::Error => {
                         let ErrorBody { error: detail } = understand(&frame.payload)?;

@@ -324,7 +324,7 @@ impl Copy<'_> {
     }
 
     /// To standard output: a file's bytes, or a tree as tar.
-    pub async fn to_stream(&self, name: &str, path: &[u8]) -> Result<(), Trouble> {
+    pub async fn stream_out(&self, name: &str, path: &[u8]) -> Result<(), Trouble> {
         let is_tree = self.is_directory(name, place::trim(path)).await? == Some(true);
         let mut stream = if is_tree {
             self.client.tar_out(name, path, true).await?
@@ -342,7 +342,7 @@ impl Copy<'_> {
     }
 
     /// From standard input: a file's bytes; or, where the path is a directory, a tar stream.
-    pub async fn from_stream(&self, name: &str, path: &[u8]) -> Result<(), Trouble> {
+    pub async fn stream_in(&self, name: &str, path: &[u8]) -> Result<(), Trouble> {
         let is_tree = self.is_directory(name, place::trim(path)).await? == Some(true);
         let input = io::stdin().as_fd().try_clone_to_owned().map_err(|error| Trouble::io("standard input", &error))?;
         let progress = self.progress.clone();

@@ -175,16 +175,16 @@ pub fn run_folder(data: &Path) -> PathBuf {
     PathBuf::from(format!("/run/den-{}", &digest[..8]))
 }
 
-/// Makes the data folder: others may pass through, for layers below are mounted from it, but not list it.
+/// Makes the data folder, its owner's alone: the store in it has every command that was run.
 fn make_data(data: &Path) -> Result<PathBuf, Trouble> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     if !data.exists() {
         if let Some(above) = data.parent() {
             fs_err::create_dir_all(above).map_err(Trouble::new)?;
         }
-        std::fs::DirBuilder::new().mode(0o711).create(data).map_err(|error| Trouble::io(data.display(), &error))?;
+        std::fs::DirBuilder::new().mode(0o700).create(data).map_err(|error| Trouble::io(data.display(), &error))?;
         // Whatever the umask was.
-        fs_err::set_permissions(data, std::fs::Permissions::from_mode(0o711)).map_err(Trouble::new)?;
+        fs_err::set_permissions(data, std::fs::Permissions::from_mode(0o700)).map_err(Trouble::new)?;
     }
     data.canonicalize().map_err(|error| Trouble::io(data.display(), &error))
 }
@@ -215,7 +215,7 @@ fn distance(a: &str, b: &str) -> usize {
         let mut diagonal = row[0];
         row[0] = i + 1;
         for (j, y) in b.bytes().enumerate() {
-            let cost = diagonal + usize::from(x.to_ascii_lowercase() != y.to_ascii_lowercase());
+            let cost = diagonal + usize::from(!x.eq_ignore_ascii_case(&y));
             diagonal = row[j + 1];
             row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
         }

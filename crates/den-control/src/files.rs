@@ -39,11 +39,16 @@ pub struct WriteFile {
 pub struct FileReader {
     handle: Arc<Handle>,
     source: DataSource,
+    /// Came already, so that a refusal is known before an answer begins.
+    first: Option<Bytes>,
 }
 
 impl FileReader {
     /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
         self.source.next().await.map_err(|error| self.handle.link_error(error))
     }
 }
@@ -233,14 +238,15 @@ impl Control {
         let (handle, machine) = self.enter(computer, &[path])?;
         let (stat, source) =
             machine.link().read(path, offset, length).await.map_err(|error| handle.link_error(error))?;
-        Ok((stat_view(&stat), FileReader { handle, source }))
+        Ok((stat_view(&stat), FileReader { handle, source, first: None }))
     }
 
     /// Packs a path into a tar stream.
     pub async fn tar_out(&self, computer: &str, path: &[u8], follow: bool) -> Result<FileReader, Error> {
         let (handle, machine) = self.enter(computer, &[path])?;
-        let source = machine.link().tar_out(path, follow).await.map_err(|error| handle.link_error(error))?;
-        Ok(FileReader { handle, source })
+        let mut source = machine.link().tar_out(path, follow).await.map_err(|error| handle.link_error(error))?;
+        let first = source.next().await.map_err(|error| handle.link_error(error))?;
+        Ok(FileReader { handle, source, first })
     }
 
     /// Watches a path; the watch is armed when this returns.

@@ -41,14 +41,21 @@ pub enum StorageChoice {
     Plain,
 }
 
+/// Whether disks are held to their limits here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Held,
+    NotHeld,
+}
+
 /// The smallest image that mkfs.btrfs takes with room to work in.
 const IMAGE_BYTES_MIN: u64 = 512 << 20;
 
 /// Makes sure that `root` is on what was chosen.
-pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<Storage, DiskError> {
+pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<(Storage, Limit), DiskError> {
     let mounted = is_mount(root);
     match config.storage {
-        StorageChoice::Plain if !mounted => return Ok(Storage::Plain),
+        StorageChoice::Plain if !mounted => return Ok((Storage::Plain, Limit::NotHeld)),
         StorageChoice::Plain | StorageChoice::Auto => {}
     }
     if !mounted && !btrfs::is_btrfs(root) {
@@ -62,8 +69,14 @@ pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<Storage, DiskErro
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let directory =
         rustix::fs::open(root, flags, rustix::fs::Mode::empty()).map_err(SysError::rustix("open", root.display()))?;
-    btrfs::enable_simple_quota(directory.as_fd())?;
-    Ok(Storage::Btrfs)
+    match btrfs::enable_simple_quota(directory.as_fd()) {
+        Ok(()) => Ok((Storage::Btrfs, Limit::Held)),
+        // Linux before 6.7.
+        Err(error) => {
+            tracing::warn!(%error, "this kernel has no simple quotas: disks are not held to their limits");
+            Ok((Storage::Btrfs, Limit::NotHeld))
+        }
+    }
 }
 
 /// Unmounts `root` if it is a mount of ours.

@@ -76,6 +76,7 @@ struct Inner {
     root: PathBuf,
     root_fd: std::os::fd::OwnedFd,
     storage: Storage,
+    limit: backing::Limit,
     /// `/sys/fs/btrfs/<uuid>/qgroups`, where usage is read.
     qgroups: Option<PathBuf>,
     gone: AtomicU64,
@@ -110,14 +111,14 @@ impl Disks {
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
         let root = config.data.join("computers");
         fs_err::create_dir_all(&root)?;
-        let storage = backing::open(config, &root)?;
+        let (storage, limit) = backing::open(config, &root)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root_fd =
             rustix::fs::open(&root, flags, Mode::empty()).map_err(SysError::rustix("open", root.display()))?;
         fs_err::create_dir_all(root.join(GONE))?;
         rustix::fs::chmod(&root, Mode::from_raw_mode(0o700)).map_err(SysError::rustix("chmod", root.display()))?;
         let qgroups = (storage == Storage::Btrfs).then(|| backing::qgroups(&root)).flatten();
-        let disks = Self(Arc::new(Inner { root, root_fd, storage, qgroups, gone: AtomicU64::new(0) }));
+        let disks = Self(Arc::new(Inner { root, root_fd, storage, limit, qgroups, gone: AtomicU64::new(0) }));
         disks.sweep();
         Ok(disks)
     }
@@ -154,7 +155,7 @@ impl Disks {
             Storage::Plain => make(&disk.live)?,
         }
         let live = open(&disk.live)?;
-        if self.0.storage == Storage::Btrfs {
+        if self.0.limit == backing::Limit::Held {
             btrfs::limit_subvolume(live.as_fd(), btrfs::subvolume_id(live.as_fd())?, limit.0)?;
         }
         for (name, mode) in [("data", 0o755), ("work", 0o755), ("vol", 0o755), ("data/etc", 0o755)] {
@@ -179,8 +180,10 @@ impl Disks {
             Storage::Btrfs => {
                 let home = open(home)?;
                 btrfs::create_subvolume(home.as_fd(), "steps")?;
-                let steps = open(&disk.steps)?;
-                btrfs::limit_subvolume(steps.as_fd(), btrfs::subvolume_id(steps.as_fd())?, STEPS_BYTES_MAX.0)?;
+                if self.0.limit == backing::Limit::Held {
+                    let steps = open(&disk.steps)?;
+                    btrfs::limit_subvolume(steps.as_fd(), btrfs::subvolume_id(steps.as_fd())?, STEPS_BYTES_MAX.0)?;
+                }
             }
             Storage::Plain => make(&disk.steps)?,
         }

@@ -120,7 +120,7 @@ fn last_line(path: &Path) -> String {
 }
 
 /// Whether this process can make itself known by a pidfd: used by [`crate::Machine::died`].
-pub(crate) fn watch_end(pidfd: OwnedFd, end: tokio::sync::watch::Sender<bool>) -> Result<(), SysError> {
+pub(crate) fn watch_end(pidfd: &OwnedFd, end: tokio::sync::watch::Sender<bool>) -> Result<(), SysError> {
     let copy = pidfd.as_fd().try_clone_to_owned().map_err(|error| SysError::io("dup", Path::new("pidfd"), &error))?;
     let readable = watched(copy).map_err(|error| SysError::io("epoll_ctl", Path::new("pidfd"), &error))?;
     tokio::spawn(async move {

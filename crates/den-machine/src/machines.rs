@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use den_model::{ComputerId, Limits};
-use den_sys::SysError;
+use den_sys::{SysError, cgroup, clone};
 use den_wire::launcher::{Create, Reply, Request, Usage};
 use tokio::sync::watch;
 
@@ -18,6 +18,8 @@ use crate::{Link, LinkError};
 
 /// How long an agent may take from its start to its first answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is tried to remove a cgroup that a process has just left.
+const CGROUP_TRIES: u32 = 40;
 /// Idle connections to the launcher that are kept.
 const CONNECTIONS_KEPT: usize = 8;
 /// How often a launcher is asked for its computers at the start.
@@ -110,6 +112,7 @@ pub struct Machine(Arc<MachineInner>);
 struct MachineInner {
     id: ComputerId,
     pid: u32,
+    pidfd: OwnedFd,
     link: Link,
     end: watch::Receiver<bool>,
     machines: Machines,
@@ -280,6 +283,14 @@ impl Machines {
                 _ => return Err(MachineError::Answer { wanted: "Done" }),
             }
         }
+        // The launcher's own view of mounts has no cgroups in it any more.
+        let instance = cgroup::instance_of(&self.0.run);
+        for _ in 0..CGROUP_TRIES {
+            if cgroup::Cgroups::remove_instance(&instance).is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let namespace = self.0.run.join("gate.netns");
         let _ = den_sys::mount::unmount(&namespace, rustix::mount::UnmountFlags::DETACH);
         let _ = fs::remove_file(&namespace);
@@ -294,9 +305,9 @@ impl Machines {
 
     fn machine(&self, id: ComputerId, pid: u32, pidfd: OwnedFd) -> Result<Machine, MachineError> {
         let (sender, end) = watch::channel(false);
-        watch_end(pidfd, sender)?;
+        watch_end(&pidfd, sender)?;
         let link = Link::new(self.home(id).join("agent.sock"));
-        Ok(Machine(Arc::new(MachineInner { id, pid, link, end, machines: self.clone() })))
+        Ok(Machine(Arc::new(MachineInner { id, pid, pidfd, link, end, machines: self.clone() })))
     }
 
     /// A connection to the launcher, which is started if there is none.
@@ -387,8 +398,12 @@ impl Machine {
         *self.0.end.borrow()
     }
 
-    /// Ends it at once; see [`Machines::kill`].
+    /// Ends it at once; see [`Machines::kill`]. The signal goes without the launcher, which may be
+    /// making a husk just now.
     pub async fn kill(&self) -> Result<(), MachineError> {
+        if !self.is_dead() {
+            clone::kill(&self.0.pidfd)?;
+        }
         self.0.machines.kill(self.0.id).await
     }
 }

@@ -35,6 +35,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 /// Reads a JSON text; an empty one is `{}`.
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let bytes = if bytes.is_empty() { b"{}" } else { bytes };
+    // serde would take a list for the fields in their order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_request("the request is a list where an object is wanted")
+            .hint("GET /v1/openapi.json has the fields of every request"));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         let what = if error.is_data() { "the request is not understood" } else { "the request is no JSON" };
         ApiError::bad_request(format!("{what}: {error}")).hint("GET /v1/openapi.json has the fields of every request")

@@ -92,9 +92,9 @@ pub fn instance_of(run: &Path) -> String {
     }
     // FNV-1a, 64 bits: it has to be the same for every version, and nothing more.
     let bytes = run.as_os_str().as_encoded_bytes();
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("den-{hash:016x}")
 }
 
@@ -298,13 +298,21 @@ impl Cgroups {
         names
     }
 
-    /// Removes `<instance>` itself from every hierarchy. Those that are not empty stay.
+    /// Removes `<instance>` itself from every hierarchy, with the empty cgroups in it. Needs the
+    /// host's view of its mounts.
+    ///
+    /// Errors: `EBUSY` while a process is in one.
     pub fn remove_instance(instance: &str) -> Result<(), SysError> {
         let hierarchies = Hierarchies::find()?;
+        let mut first = Ok(());
         for mount in hierarchies.v1.iter().map(|(_, mount)| mount).chain(&hierarchies.unified) {
-            let _ = std::fs::remove_dir(mount.join(instance));
+            let removed = open_directory(rustix::fs::CWD, mount).and_then(|root| {
+                remove_tree(root.as_fd(), Path::new(instance), 0)
+                    .map_err(SysError::rustix("rmdir", mount.join(instance).display()))
+            });
+            first = first.and(removed);
         }
-        Ok(())
+        first
     }
 }
 

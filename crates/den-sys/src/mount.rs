@@ -1,7 +1,7 @@
 //! The new mount API: detached mounts that no namespace shows until they are attached.
 //!
 //! Source: open_tree(2), mount_setattr(2), fsopen(2), fsconfig(2), fsmount(2), move_mount(2);
-//! overlay layers by descriptor need Linux 6.13, detached ones 6.15.
+//! overlay layers by descriptor need Linux 6.13, detached ones 6.15; before that by path.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -98,13 +98,37 @@ pub fn new_filesystem(
     Ok(Detached(mount))
 }
 
-/// An overlay whose layers are shifted by `idmap`: `lower` top first and read-only, and
-/// `writable/data` with `writable/work` on top. `base` is the host id that 0 inside has.
+/// How layers are named to the overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayersBy {
+    /// By descriptor of a detached mount: nothing is ever visible. Linux 6.15.
+    Descriptor,
+    /// By path: each layer is attached below a staging directory of this mount namespace until the
+    /// overlay is made. Linux 5.19.
+    Path,
+}
+
+/// An overlay to make.
+#[derive(Clone, Copy)]
+pub struct OverlayPlan<'a> {
+    /// Read-only layers, top first.
+    pub lower: &'a [&'a Path],
+    /// Holds `data/` and `work/`, which go on top.
+    pub writable: &'a Path,
+    /// Shifts the ids of all of them.
+    pub idmap: BorrowedFd<'a>,
+    /// The host id that 0 inside has.
+    pub base: u32,
+    /// An empty directory of this mount namespace, for [`LayersBy::Path`].
+    pub stage: &'a Path,
+}
+
+/// Makes an overlay, detached.
 ///
 /// The overlay keeps the credentials of whoever makes it, and uses them in `work/`: so the file
 /// system ids are `base` for that call, else `work/` cannot be written and the mount silently
 /// becomes read-only. A single-threaded caller is assumed (credentials are the thread's).
-pub fn overlay(lower: &[&Path], writable: &Path, idmap: BorrowedFd<'_>, base: u32) -> Result<Detached, SysError> {
+pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysError> {
     let fs =
         rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", "overlay"))?;
     let set = |key: &str, value: &str| {
@@ -113,30 +137,52 @@ pub fn overlay(lower: &[&Path], writable: &Path, idmap: BorrowedFd<'_>, base: u3
     };
     set("source", "computer")?;
     // A detached tree ends with its descriptor, so all of them stay open until the overlay is made.
-    let mut keep = Vec::with_capacity(lower.len() + 3);
-    for layer in lower {
-        let tree = Detached::of_tree(layer, Some(idmap), Access::ReadOnly)?;
-        set_fd(fs.as_fd(), "lowerdir+", tree.as_fd())?;
-        keep.push(tree.0);
+    let mut keep = Vec::with_capacity(plan.lower.len() + 3);
+    let mut staged = Staged(Vec::new());
+    let trees = plan.lower.iter().map(|layer| Detached::of_tree(layer, Some(plan.idmap), Access::ReadOnly));
+    let writable = Detached::of_tree(plan.writable, Some(plan.idmap), Access::ReadWrite)?;
+    match by {
+        LayersBy::Descriptor => {
+            for tree in trees {
+                let tree = tree?;
+                set_fd(fs.as_fd(), "lowerdir+", tree.as_fd())?;
+                keep.push(tree.0);
+            }
+            for (key, name) in [("upperdir", "data"), ("workdir", "work")] {
+                let fd = rustix::fs::openat(
+                    &writable,
+                    name,
+                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOFOLLOW,
+                    rustix::fs::Mode::empty(),
+                )
+                .map_err(SysError::rustix("openat", format_args!("{}/{name}", plan.writable.display())))?;
+                set_fd(fs.as_fd(), key, fd.as_fd())?;
+                keep.push(fd);
+            }
+        }
+        LayersBy::Path => {
+            let mut lower = String::new();
+            for (number, tree) in trees.enumerate() {
+                let tree = tree?;
+                let place = staged.attach(&tree, plan.stage, &number.to_string())?;
+                if !lower.is_empty() {
+                    lower.push(':');
+                }
+                lower += &place;
+                keep.push(tree.0);
+            }
+            set("lowerdir", &lower)?;
+            let top = staged.attach(&writable, plan.stage, "top")?;
+            set("upperdir", &format!("{top}/data"))?;
+            set("workdir", &format!("{top}/work"))?;
+        }
     }
-    let tree = Detached::of_tree(writable, Some(idmap), Access::ReadWrite)?;
-    for (key, name) in [("upperdir", "data"), ("workdir", "work")] {
-        let fd = rustix::fs::openat(
-            &tree,
-            name,
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOFOLLOW,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(SysError::rustix("openat", format_args!("{}/{name}", writable.display())))?;
-        set_fd(fs.as_fd(), key, fd.as_fd())?;
-        keep.push(fd);
-    }
-    keep.push(tree.0);
+    keep.push(writable.0);
     for (key, value) in [("redirect_dir", "on"), ("metacopy", "off"), ("index", "off")] {
         set(key, value)?;
     }
     let made = {
-        let _ids = FsIds::become_owner(base)?;
+        let _ids = FsIds::become_owner(plan.base)?;
         rustix::mount::fsconfig_create(fs.as_fd())
     };
     made.map_err(SysError::rustix("fsconfig(CREATE)", format_args!("overlay: {}", messages(fs.as_fd()))))?;
@@ -147,6 +193,35 @@ pub fn overlay(lower: &[&Path], writable: &Path, idmap: BorrowedFd<'_>, base: u3
         return Err(SysError::new("fsmount", "overlay came up read-only", libc::EROFS));
     }
     Ok(Detached(mount))
+}
+
+/// Layers that are attached for a moment. The overlay has its own hold on them once it is made.
+struct Staged(Vec<std::path::PathBuf>);
+
+impl Staged {
+    /// Attaches `tree` at `stage/name` and returns that path.
+    fn attach(&mut self, tree: &Detached, stage: &Path, name: &str) -> Result<String, SysError> {
+        let place = stage.join(name);
+        match rustix::fs::mkdir(&place, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(SysError::new("mkdir", place.display(), errno.raw_os_error())),
+        }
+        let text = place.to_string_lossy().into_owned();
+        if text.contains([':', ',', '\\']) {
+            return Err(SysError::new("overlay", format!("a separator in the path {text}"), libc::EINVAL));
+        }
+        tree.attach(&text)?;
+        self.0.push(place);
+        Ok(text)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for place in self.0.iter().rev() {
+            let _ = unmount(place, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
 }
 
 fn set_fd(fs: BorrowedFd<'_>, key: &str, fd: BorrowedFd<'_>) -> Result<(), SysError> {

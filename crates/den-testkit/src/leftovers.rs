@@ -87,7 +87,7 @@ fn cgroups(run: &Path) -> Vec<PathBuf> {
         }
         let Some(point) = head.split(' ').nth(4) else { continue };
         walk(Path::new(point), 6, &mut |dir| {
-            if dir.components().any(|c| c.as_os_str().to_string_lossy()== *name) {
+            if dir.components().any(|c| c.as_os_str().to_string_lossy() == *name) {
                 found.insert(dir.to_path_buf());
             }
         });

@@ -42,23 +42,15 @@ fn crates_point_one_way() {
         ("den-agent", &["den-sys", "den-wire"]),
         (
             "den-control",
-            &[
-                "den-api",
-                "den-disk",
-                "den-image",
-                "den-machine",
-                "den-model",
-                "den-store",
-                "den-sys",
-                "den-wire",
-            ],
+            &["den-api", "den-disk", "den-image", "den-machine", "den-model", "den-store", "den-sys", "den-wire"],
         ),
         ("den-server", &["den-api", "den-control", "den-model"]),
     ];
     for (name, arrows) in allowed {
         let path = root().join("crates").join(name).join("Cargo.toml");
         let text = fs::read_to_string(&path).expect("a manifest");
-        let dependencies = text.split("[dependencies]").nth(1).expect("dependencies").split("\n[").next().expect("some");
+        let dependencies =
+            text.split("[dependencies]").nth(1).expect("dependencies").split("\n[").next().expect("some");
         for line in dependencies.lines().filter(|line| line.starts_with("den-")) {
             let other = line.split(['.', ' ', '=']).next().expect("a name");
             assert!(

@@ -194,7 +194,6 @@ fn bad_input_is_one_clear_error_and_leaves_nothing() {
     check(json!({"image": "no-such-image"}), 404, "image_not_found", "no-such-image");
     check(json!({"tier": "vm"}), 501, "unsupported", "");
     check(json!({"tier": "balloon"}), 400, "bad_request", "balloon");
-    check(json!({"entrypoint": true}), 400, "bad_request", "");
     check(json!({"memroy": "1GiB"}), 400, "bad_request", "memroy");
     check(json!({"env": {"": "x"}}), 400, "bad_request", "env");
     check(json!({"env": {"A=B": "x"}}), 400, "bad_request", "env");

@@ -53,9 +53,9 @@ fn a_command_goes_on_while_the_daemon_is_killed_and_started_again() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("den exec");
-    house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
     let log = |house: &House| house.den(&["log", "web", "1"]).stdout;
     eventually(LONG, "it has begun", || log(&house).lines().count() >= 5);
+    house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
     house.kill_serve();
     std::thread::sleep(Duration::from_millis(400));
     house.start();

@@ -69,6 +69,7 @@ fn a_folder_and_a_tar_become_images_that_run() {
     house.den(&["image", "import", text(&packed), "packed"]).ok();
     assert_eq!(upload(&house, "streamed", &std::fs::read(&plain).expect("a tar"))["type"], "done");
     assert_eq!(names(&house), ["folder", "packed", "plain", "streamed"]);
+    house.api().post("/v1/computers", &json!({"image": "plain", "entrypoint": true})).refusal(400, "bad_request");
     for image in names(&house) {
         house.den(&["new", "c", "--image", &image]).ok();
         assert_eq!(house.sh("c", "id -u; stat -c %u /bin/sh").ok(), "0\n0", "{image}");
@@ -199,9 +200,9 @@ fn a_broken_or_hostile_layer_is_refused_and_leaves_nothing() {
     check(
         "no archive",
         b"this is no archive at all, and long enough to be looked at".repeat(40).as_slice(),
-        "image_unsupported",
+        "image_bad_layer",
     );
-    check("nothing", b"", "image_unsupported");
+    check("nothing", b"", "image_bad_layer");
     // A bomb: 6 GiB of zeros in some megabytes.
     let bomb = folder.path().join("bomb.tar.gz");
     let script = format!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use den_sys::cgroup::{Cgroups, Limits};
-use den_sys::mount::{self, Access, Detached};
+use den_sys::mount::{self, Access, Detached, LayersBy, OverlayPlan};
 use den_sys::seccomp::Filter;
 use den_sys::{SysError, cgroup, clone, failpoint, socket};
 use den_wire::launcher::{Create, PACKET_BYTES_MAX, Reply, Request, Usage};
@@ -39,11 +39,11 @@ const KIND: u64 = 0xff << 56;
 
 pub(super) struct Launcher {
     run: PathBuf,
-    instance: String,
     epoll: OwnedFd,
     listener: OwnedFd,
     cgroups: Cgroups,
     net: GateNet,
+    layers_by: LayersBy,
     slots: Slots,
     filter: Filter,
     cells: HashMap<u64, Cell>,
@@ -98,14 +98,21 @@ impl Launcher {
         })?;
         rustix::process::chdir(&stage).map_err(SysError::rustix("chdir", stage.display()))?;
 
+        let layers = run.join("layers");
+        fs::create_dir_all(&layers).map_err(|error| SysError::io("mkdir", &layers, &error))?;
+        let layers_by = match std::env::var("DEN_LAYERS_BY").as_deref() {
+            Ok("path") => LayersBy::Path,
+            _ => LayersBy::Descriptor,
+        };
+
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(SysError::rustix("epoll_create1", ""))?;
         let mut launcher = Self {
             run,
-            instance,
             epoll,
             listener,
             cgroups,
             net,
+            layers_by,
             slots,
             filter: Filter::of_a_computer(),
             cells: HashMap::new(),
@@ -198,7 +205,6 @@ impl Launcher {
             {
                 let _ = fs::remove_file(self.run.join("launcher.sock"));
                 let _ = fs::remove_file(self.run.join("launcher.pid"));
-                let _ = Cgroups::remove_instance(&self.instance);
                 self.answer(client, &Reply::Done, None);
                 return Ok(());
             }
@@ -454,7 +460,25 @@ impl Launcher {
         self.cgroups.limit(&cell.cgroup(), &cgroup_limits(&create.limits))?;
         let layers: Vec<&Path> = create.layers.iter().map(Path::new).collect();
         let disk = Path::new(&create.disk);
-        let root = mount::overlay(&layers, disk, parts.namespace.as_fd(), base)?;
+        let plan = OverlayPlan {
+            lower: &layers,
+            writable: disk,
+            idmap: parts.namespace.as_fd(),
+            base,
+            stage: &self.run.join("layers"),
+        };
+        let root = match mount::overlay(&plan, self.layers_by) {
+            // Before Linux 6.15 an overlay takes no detached layers. Tried once, then remembered.
+            Err(error)
+                if self.layers_by == LayersBy::Descriptor && error.errno == rustix::io::Errno::INVAL.raw_os_error() =>
+            {
+                let root = mount::overlay(&plan, LayersBy::Path)?;
+                eprintln!("note: layers go to the overlay by path: {error}");
+                self.layers_by = LayersBy::Path;
+                root
+            }
+            other => other?,
+        };
         let mut volumes = Vec::new();
         for (name, _) in &create.volumes {
             let path = disk.join("vol").join(name);

@@ -61,3 +61,9 @@ pub fn meminfo(field: &str) -> u64 {
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.trim().split(' ').next()?.parse().ok())
         .unwrap_or(0)
 }
+
+/// Memory that programs and the kernel hold and cannot give back, in KiB: all but free memory and
+/// the page cache.
+pub fn occupied_kib() -> u64 {
+    ["AnonPages", "Shmem", "Slab", "KernelStack", "PageTables", "Percpu"].into_iter().map(meminfo).sum()
+}

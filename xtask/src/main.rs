@@ -5,6 +5,7 @@
 //! test    packages ─► fmt · clippy · build once ─► image `base` ─► unit and end-to-end tests
 //! bench   packages ─► release build ─► daemon on a folder of its own ─► `den bench` with a rival
 //! image   the image `base` alone
+//! vm      a Debian kernel under QEMU, cgroup v2 alone ─► a short session in it
 //! ```
 //!
 //! Each ends what it started and takes away what it made, but for the image store in
@@ -17,6 +18,7 @@ mod demo;
 mod packages;
 mod test;
 mod tools;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -35,6 +37,8 @@ enum Task {
     Test(test::TestArgs),
     /// Measures Den beside podman or docker
     Bench(bench::BenchTaskArgs),
+    /// Runs a short session on another kernel, in an emulated machine with cgroup v2
+    Vm(vm::VmArgs),
     /// Builds the image `base` into the shared store, if it is not there
     Image,
 }
@@ -44,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Vm(args) => vm::run(&args),
         Task::Image => {
             packages::need(packages::RUN)?;
             base::ensure(&tools::build(tools::Profile::Dev)?)

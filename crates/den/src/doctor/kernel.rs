@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use den_sys::{clone, mount, seccomp::Filter};
+use den_sys::{
+    SysError, clone,
+    mount::{self, LayersBy, OverlayPlan},
+    seccomp::Filter,
+};
 
 use super::{Check, Status, line, program};
 
@@ -135,7 +139,7 @@ fn layers(near: &Path) -> Vec<Check> {
         }
     };
     let place = scratch.path();
-    let made = ["lower", "writable/data", "writable/work"]
+    let made = ["lower", "writable/data", "writable/work", "stage"]
         .iter()
         .try_for_each(|name| fs_err::create_dir_all(place.join(name)));
     let shifted = made.and_then(|()| Shifted::new());
@@ -148,13 +152,32 @@ fn layers(near: &Path) -> Vec<Check> {
                 .map_err(|error| error.to_string())
         });
     let overlay = shifted.as_ref().map_err(ToString::to_string).and_then(|shifted| {
-        let (lower, writable) = (place.join("lower"), place.join("writable"));
+        let (lower, writable, stage) = (place.join("lower"), place.join("writable"), place.join("stage"));
+        let plan = OverlayPlan {
+            lower: &[&lower],
+            writable: &writable,
+            idmap: shifted.namespace.as_fd(),
+            base: BASE,
+            stage: &stage,
+        };
+        let by_path = || {
+            // In a view of its own, so that the host never sees the layers.
+            mount::own_namespace(|_| true)?;
+            mount::overlay(&plan, LayersBy::Path).map(drop)
+        };
         // The overlay takes credentials of its own thread, which must not be one of a pool.
-        std::thread::scope(|scope| {
-            let run = || mount::overlay(&[&lower], &writable, shifted.namespace.as_fd(), BASE).map(drop);
-            scope.spawn(run).join().map_err(|_| "the trial panicked".to_owned())?.map_err(|error| error.to_string())
-        })
-        .map(|()| format!("from detached, shifted descriptors on {kind}, writable"))
+        let attempt = |run: &(dyn Fn() -> Result<(), SysError> + Sync)| {
+            std::thread::scope(|scope| {
+                let tried = scope.spawn(run).join().map_err(|_| "the trial panicked".to_owned())?;
+                tried.map_err(|error| error.to_string())
+            })
+        };
+        attempt(&|| mount::overlay(&plan, LayersBy::Descriptor).map(drop))
+            .map(|()| format!("from detached, shifted descriptors on {kind}, writable"))
+            .or_else(|_| {
+                attempt(&by_path)
+                    .map(|()| format!("from shifted layers by path on {kind} (Linux before 6.15), writable"))
+            })
     });
     vec![
         Check::tried("idmapped mounts", idmap, Status::Fail, means, None),

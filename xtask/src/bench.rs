@@ -30,6 +30,9 @@ pub struct BenchTaskArgs {
     /// Fewer runs of each measure
     #[arg(long)]
     runs: Option<u32>,
+    /// This program in place of a build of what is here
+    #[arg(long, value_name = "PROGRAM")]
+    den: Option<std::path::PathBuf>,
 }
 
 /// Measures on a daemon of its own; the table to the terminal, the JSON into target/bench.json.
@@ -40,7 +43,10 @@ pub fn run(args: &BenchTaskArgs) -> anyhow::Result<()> {
     if args.rival != "none" {
         packages::need(packages::RIVALS)?;
     }
-    let den = tools::build(tools::Profile::Release)?;
+    let den = match &args.den {
+        Some(den) => den.clone(),
+        None => tools::build(tools::Profile::Release)?,
+    };
     base::ensure(&den)?;
     let folder = tempfile::Builder::new().prefix("den-xbench-").tempdir_in("/var/tmp")?;
     let name = folder.path().file_name().context("a name")?.to_string_lossy().into_owned();

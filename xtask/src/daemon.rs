@@ -56,6 +56,7 @@ impl Daemon {
             .arg(&self.run)
             .arg("--images")
             .arg(&self.images)
+            .env("DEN_LOG", std::env::var("DEN_LOG").unwrap_or_else(|_| "warn".to_owned()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()

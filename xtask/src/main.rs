@@ -43,8 +43,18 @@ enum Task {
     Image,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Words::parse().task {
+fn main() -> std::process::ExitCode {
+    match run(Words::parse().task) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),

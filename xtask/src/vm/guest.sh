@@ -1,0 +1,170 @@
+#!/bin/bash
+# Process 1 of the machine that `cargo xtask vm` boots: a short session with Den, a line a check,
+# and at the end `VM: N passed, N failed` and power off.
+
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DEN_LOG=warn
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+exec </dev/null >/dev/ttyS0 2>&1
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=666 devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+mount --make-rshared /
+# Where there is no networking to load them, what a host has loaded at its boot.
+for module in loop btrfs overlay fuse tun veth; do modprobe $module || echo "no module $module"; done
+busybox ip link set lo up
+hostname vm
+mkdir -p /var/lib/den /var/log
+cgroup=/sys/fs/cgroup
+log=/var/log/den.log
+passed=0 failed=0
+
+end() {
+    trap - EXIT
+    if [ $failed -gt 0 ]; then
+        echo "-- the daemon's log"
+        tail -n 40 $log
+        echo "-- the kernel's log"
+        dmesg | tail -n 20
+    fi
+    echo "VM: $passed passed, $failed failed"
+    sync
+    busybox poweroff -f
+    sleep 60
+}
+trap end EXIT
+
+# check SECONDS WHAT SCRIPT: the script's status is the verdict, its output is shown where it fails.
+check() {
+    local since=$EPOCHREALTIME out rc verdict
+    out=$(timeout -k 5 "$1" bash -c "$3" 2>&1)
+    rc=$?
+    if [ $rc -eq 0 ]; then
+        passed=$((passed + 1)) verdict=ok
+    else
+        failed=$((failed + 1)) verdict="FAIL $rc"
+    fi
+    printf '%s  %s  (%s ms)\n' "$verdict" "$2" $(((${EPOCHREALTIME/./} - ${since/./}) / 1000))
+    if [ $rc -ne 0 ]; then echo "$out" | sed 's/^/      /'; fi
+    return $rc
+}
+
+# The daemon, where systemd would have put it; waits until it answers.
+serve() {
+    mkdir -p $cgroup/system.slice/den.service
+    (
+        echo $BASHPID >$cgroup/system.slice/den.service/cgroup.procs
+        exec setsid den serve >>$log 2>&1
+    ) &
+    daemon=$!
+    for _ in $(seq 300); do
+        if den version >/dev/null 2>&1; then return; fi
+        if ! kill -0 $daemon 2>/dev/null; then break; fi
+        sleep 0.2
+    done
+    echo "den serve does not answer"
+}
+
+# The cgroup of a computer, seen from outside; the id of a computer.
+id_of() { den info "$1" --json | tr ',{' '\n\n' | sed -n 's/^ *"id": *"\([^"]*\)".*/\1/p' | head -n 1; }
+cgroup_of() { find $cgroup/den -maxdepth 1 -type d -name "*$(id_of "$1")*" | head -n 1; }
+# say WHAT WANTED FOUND: fails where they differ.
+same() { [ "$2" = "$3" ] || { echo "$1: wanted <$2>, found <$3>"; return 1; }; }
+# What is left of Den on this machine.
+left() {
+    grep -E ' /(run|var/lib)/den' /proc/self/mountinfo | sed 's/^/mount /'
+    find $cgroup -mindepth 1 -type d -path "$cgroup/den*" 2>/dev/null | sed 's/^/cgroup /'
+    ps axo pid=,ppid=,stat=,args= | grep -E '[d]en[- ](serve|launcher|agent)|[d]en-(husk|cell)' | grep -v ' Z' | sed 's/^/process /'
+    losetup -a | sed 's/^/loop /'
+    busybox ip -o link | grep -v ' lo:' | sed 's/^/link /'
+}
+export cgroup log
+export -f id_of cgroup_of same left
+
+echo "Linux $(uname -r), $(nproc) CPUs, $(sed -n 's/^MemTotal: *//p' /proc/meminfo)"
+check 10 'cgroup v2 and nothing else' 'same type cgroup2fs $(stat -f -c %T $cgroup); ! grep -q " - cgroup " /proc/self/mountinfo'
+echo "-- den doctor"
+den doctor
+check 60 'doctor has no objection' 'den doctor >/dev/null'
+serve
+check 60 'the daemon answers' 'den version' || exit
+check 120 'an image is imported' 'den image import /den-vm/base.tar base'
+check 60 'a computer is made' 'den new a' || exit
+echo "-- inside"
+timeout 60 den exec a -- sh -c 'id; hostname; cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /proc/mounts' 2>&1
+check 60 'it is root, under its name, at the root of a cgroup tree' '
+    same out "uid=0 a 0::/" "$(den exec a -- sh -c "echo uid=\$(id -u) \$(hostname) \$(cat /proc/self/cgroup)")"'
+check 60 'exit codes and standard input' '
+    den exec a -- sh -c "exit 7"; same code 7 $?
+    same input hello "$(echo hello | den exec -i a -- cat)"'
+check 60 'a terminal' 'same tty /dev/pts/0 "$(den exec -t a -- tty | tr -d "\r")"'
+check 60 'files of the image belong to root and can be changed' '
+    same owner 0:0 "$(den exec a -- stat -c %u:%g /etc/lower)" &&
+    den exec a -- sh -ec "echo more >> /etc/lower; chown 1000:1000 /etc/lower; rm -r /opt/tree; mkdir /opt/tree; mv /var /var2" &&
+    same out "1000 2 0" "$(den exec a -- sh -c "echo \$(stat -c %u /etc/lower) \$(wc -l < /etc/lower) \$(ls -A /opt/tree | wc -l)")"'
+check 60 'another user' 'same user 1000 "$(den exec -u user a -- id -u)"'
+check 60 'files go in and out' '
+    head -c 3000000 /dev/urandom > /tmp/in && den cp /tmp/in a:/root/ && den cp a:/root/in /tmp/out && cmp /tmp/in /tmp/out'
+check 60 'its own cgroup tree is its own, its limits are not' '
+    den exec a -- sh -c "cd /sys/fs/cgroup && mkdir inner && for pid in \$(cat cgroup.procs); do echo \$pid > inner/cgroup.procs; done;
+        cat cgroup.controllers; echo +memory +pids > cgroup.subtree_control && mkdir other && echo 9 > other/pids.max && cat other/pids.max" &&
+    ! den exec a -- sh -c "echo max > /sys/fs/cgroup/memory.max" && ! den exec a -- sh -c "echo max > /sys/fs/cgroup/pids.max" &&
+    den exec a -- true'
+check 60 'mounts, as root inside' '
+    den exec a -- sh -ec "mkdir /m && mount -t tmpfs none /m && umount /m && mount -t proc none /m && umount /m"'
+
+check 60 'limits are set on the host' '
+    den new b --memory 64M --pids 40 --cpus 0.5 && dir=$(cgroup_of b) && ls -d $dir &&
+    same cpu "50000 100000" "$(cat $dir/cpu.max)" && same memory $((64 << 20)) $(cat $dir/memory.max) &&
+    same pids 40 $(cat $dir/pids.max)'
+check 120 'a memory bomb ends inside' '
+    before=$(sed -n "s/^oom_kill //p" $(cgroup_of b)/memory.events)
+    same code 137 "$(den exec b -- sh -c "awk \"BEGIN{s=1; while (1) s = s s}\"; echo \$?" 2>/dev/null)" &&
+    [ $(sed -n "s/^oom_kill //p" $(cgroup_of b)/memory.events) -gt $before ] && den exec b -- true && den exec a -- true'
+check 120 'a fork bomb stops at the limit' '
+    den exec b -- sh -c "i=0; while [ \$i -lt 100 ]; do sleep 3 & i=\$((i+1)); done" || true
+    [ $(sed -n "s/^max //p" $(cgroup_of b)/pids.events) -gt 0 ] && [ $(cat $(cgroup_of b)/pids.peak 2>/dev/null || echo 40) -le 40 ] &&
+    sleep 4 && den exec b -- true'
+check 120 'the CPU limit holds' '
+    before=$(sed -n "s/^usage_usec //p" $(cgroup_of b)/cpu.stat)
+    den exec --timeout 4s b -- sh -c "while :; do :; done"
+    after=$(sed -n "s/^usage_usec //p" $(cgroup_of b)/cpu.stat); echo $before $after
+    [ $((after - before)) -lt 3000000 ] && [ $((after - before)) -gt 1000000 ]'
+check 180 'the disk limit holds' '
+    den new d --disk 64M && ! den exec d -- sh -c "dd if=/dev/urandom of=/root/big bs=1M count=160 && sync" &&
+    den exec d -- sh -c "rm /root/big; sync; sleep 1; echo x > /root/small"; den exec d -- ls -l /root'
+
+check 60 'stop and start keep the disk' '
+    den exec a -- sh -c "echo kept > /root/kept; echo gone > /run/gone" && den stop -t 1s a && den start a &&
+    same out "kept 1000 0 1" "$(den exec a -- sh -c "echo \$(cat /root/kept) \$(stat -c %u /etc/lower) \$(ls -A /opt/tree | wc -l) \$(ls /var2 /run/gone 2>&1 | grep -c gone)")"'
+step=$(timeout 60 den exec -d a -- sh -c 'for i in $(seq 30); do echo line $i; sleep 0.3; done' | tr -dc 0-9)
+sleep 2
+kill -9 $daemon
+wait $daemon 2>/dev/null
+sleep 1
+serve
+check 120 'a step goes on over kill -9 of the daemon' "same output \"\$(seq -f 'line %g' 30)\" \"\$(den attach a $step)\""
+check 60 'so do computers' 'den exec a -- true && den exec b -- true && den ls'
+echo "-- processes"
+ps axo pid,ppid,cgroup:60,args | grep -E '[d]en'
+launcher=$(ps axo pid=,args= | grep -E '[d]en.*launcher' | awk '{print $1; exit}')
+kill -9 $launcher
+check 120 'a launcher that dies is replaced' '
+    for _ in $(seq 100); do if den new e 2>/dev/null; then break; fi; sleep 0.5; done; den exec e -- true'
+kill -9 $daemon
+wait $daemon 2>/dev/null
+serve
+check 120 'and after another start all that were there run or start' '
+    den ls; den start a >/dev/null 2>&1; same kept kept "$(den exec a -- cat /root/kept)"'
+check 60 'ten computers at once' '
+    for i in $(seq 10); do den new n$i & done; wait; for i in $(seq 10); do den exec n$i -- hostname || exit 1; done'
+check 120 'removed computers leave no cgroup' '
+    den rm --all && sleep 3 && ls $cgroup/den && ! find $cgroup/den -mindepth 1 -maxdepth 1 -name "c*-*" | grep .'
+check 120 'shutdown ends the daemon' "den shutdown; for _ in \$(seq 300); do kill -0 $daemon 2>/dev/null || exit 0; [ \"\$(ps -o stat= -p $daemon)\" = Z ] && exit 0; sleep 0.2; done; exit 1"
+sleep 2
+check 30 'nothing is left' 'out=$(left); echo "$out"; [ -z "$out" ]'
+check 30 'the kernel has nothing to say' '! dmesg | grep -A 25 -E "BUG:|WARNING:|Oops|general protection|hung_task|btrfs.*(error|corrupt)"'

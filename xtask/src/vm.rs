@@ -407,7 +407,7 @@ impl Drop for Machine {
 
 /// Runs the machine, prints what its console says; how many checks passed and failed.
 fn boot(kernel: &Kernel, disk: &Path, initrd: &Path, accel: &str) -> anyhow::Result<(u32, u32)> {
-    let cpu = if accel == "kvm" { "host" } else { "max,la57=off" };
+    let cpu = if accel == "kvm" { "host" } else { "max,la57=off,cx16=off" };
     let mut machine = Command::new("qemu-system-x86_64")
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .args(["-machine", "q35", "-accel", accel, "-cpu", cpu, "-smp", "2", "-m", "4096"])

@@ -138,7 +138,7 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
     set("source", "computer")?;
     // A detached tree ends with its descriptor, so all of them stay open until the overlay is made.
     let mut keep = Vec::with_capacity(plan.lower.len() + 3);
-    let mut staged = Staged(Vec::new());
+    let mut staged = None;
     let trees = plan.lower.iter().map(|layer| Detached::of_tree(layer, Some(plan.idmap), Access::ReadOnly));
     let writable = Detached::of_tree(plan.writable, Some(plan.idmap), Access::ReadWrite)?;
     match by {
@@ -161,20 +161,19 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
             }
         }
         LayersBy::Path => {
+            let stage = staged.insert(Staged::enter(plan.stage)?);
             let mut lower = String::new();
             for (number, tree) in trees.enumerate() {
-                let tree = tree?;
-                let place = staged.attach(&tree, plan.stage, &number.to_string())?;
-                if !lower.is_empty() {
-                    lower.push(':');
-                }
-                lower += &place;
+                let (tree, name) = (tree?, number.to_string());
+                stage.attach(&tree, &name)?;
+                lower += if number == 0 { "" } else { ":" };
+                lower += &name;
                 keep.push(tree.0);
             }
             set("lowerdir", &lower)?;
-            let top = staged.attach(&writable, plan.stage, "top")?;
-            set("upperdir", &format!("{top}/data"))?;
-            set("workdir", &format!("{top}/work"))?;
+            stage.attach(&writable, "top")?;
+            set("upperdir", "top/data")?;
+            set("workdir", "top/work")?;
         }
     }
     keep.push(writable.0);
@@ -196,31 +195,39 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
 }
 
 /// Layers that are attached for a moment. The overlay has its own hold on them once it is made.
-struct Staged(Vec<std::path::PathBuf>);
+///
+/// The working directory is the staging one meanwhile, so that layers have names of a digit or two:
+/// a string option takes 256 bytes at most, for all layers together.
+struct Staged {
+    names: Vec<String>,
+    before: OwnedFd,
+}
 
 impl Staged {
-    /// Attaches `tree` at `stage/name` and returns that path.
-    fn attach(&mut self, tree: &Detached, stage: &Path, name: &str) -> Result<String, SysError> {
-        let place = stage.join(name);
-        match rustix::fs::mkdir(&place, rustix::fs::Mode::from_raw_mode(0o755)) {
+    fn enter(stage: &Path) -> Result<Self, SysError> {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+        let before = rustix::fs::open(".", flags, rustix::fs::Mode::empty()).map_err(SysError::rustix("open", "."))?;
+        rustix::process::chdir(stage).map_err(SysError::rustix("chdir", stage.display()))?;
+        Ok(Self { names: Vec::new(), before })
+    }
+
+    fn attach(&mut self, tree: &Detached, name: &str) -> Result<(), SysError> {
+        match rustix::fs::mkdir(name, rustix::fs::Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => return Err(SysError::new("mkdir", place.display(), errno.raw_os_error())),
+            Err(errno) => return Err(SysError::new("mkdir", name, errno.raw_os_error())),
         }
-        let text = place.to_string_lossy().into_owned();
-        if text.contains([':', ',', '\\']) {
-            return Err(SysError::new("overlay", format!("a separator in the path {text}"), libc::EINVAL));
-        }
-        tree.attach(&text)?;
-        self.0.push(place);
-        Ok(text)
+        tree.attach(name)?;
+        self.names.push(name.to_owned());
+        Ok(())
     }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        for place in self.0.iter().rev() {
-            let _ = unmount(place, rustix::mount::UnmountFlags::DETACH);
+        for name in self.names.iter().rev() {
+            let _ = unmount(Path::new(name), rustix::mount::UnmountFlags::DETACH);
         }
+        let _ = rustix::process::fchdir(&self.before);
     }
 }
 

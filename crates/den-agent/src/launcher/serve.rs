@@ -468,8 +468,9 @@ impl Launcher {
             stage: &self.run.join("layers"),
         };
         let root = match mount::overlay(&plan, self.layers_by) {
-            // Before Linux 6.15 an overlay takes no detached layers (EINVAL), before 6.13 no
-            // descriptors (EOPNOTSUPP). Tried once, then remembered.
+            // Before Linux 6.15 an overlay takes no detached layers (EINVAL) or fsconfig none of
+            // their descriptors (EBADF: they are O_PATH), before 6.5 it takes no descriptors at all
+            // (EOPNOTSUPP). Tried once, then remembered.
             Err(error) if self.layers_by == LayersBy::Descriptor && takes_no_descriptors(&error) => {
                 let root = mount::overlay(&plan, LayersBy::Path)?;
                 eprintln!("note: layers go to the overlay by path: {error}");
@@ -638,7 +639,8 @@ impl Launcher {
 }
 
 fn takes_no_descriptors(error: &SysError) -> bool {
-    [rustix::io::Errno::INVAL, rustix::io::Errno::OPNOTSUPP].iter().any(|errno| errno.raw_os_error() == error.errno)
+    use rustix::io::Errno;
+    [Errno::INVAL, Errno::BADF, Errno::OPNOTSUPP].iter().any(|errno| errno.raw_os_error() == error.errno)
 }
 
 fn cgroup_limits(limits: &den_wire::launcher::Limits) -> Limits {

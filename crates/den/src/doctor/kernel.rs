@@ -161,7 +161,7 @@ fn layers(near: &Path) -> Vec<Check> {
             stage: &stage,
         };
         let by_path = || {
-            // In a view of its own, so that the host never sees the layers.
+            // In a view of its own, with its own working directory, so that the host never sees the layers.
             mount::own_namespace(|_| true)?;
             mount::overlay(&plan, LayersBy::Path).map(drop)
         };

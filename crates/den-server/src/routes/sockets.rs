@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - Output and input run side by side: a command that does not read holds up only the input.
-//! - A client that goes away leaves the command as it is, its standard input open.
+//! - A client that goes away leaves the command running; the standard input that it streamed ends.
 
 use std::time::Duration;
 

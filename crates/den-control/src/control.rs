@@ -136,8 +136,20 @@ impl Control {
             Ok::<_, Error>((store, disks, images, boot_id.trim().to_owned()))
         })
         .await??;
-        let (machines, running) =
-            Machines::connect(MachinesConfig { run, data: data.clone(), images, pool, agent }).await?;
+        let computers = run.join("computers");
+        let config = MachinesConfig { run, data: data.clone(), images, pool, agent };
+        let (machines, running) = match Machines::connect(config).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                // Nothing was taken up, so the mount of the disks goes again, unless computers of an
+                // earlier daemon still stand on it.
+                if fs_err::read_dir(&computers).map_or(true, |mut found| found.next().is_none()) {
+                    let closed = blocking(move || disks.close()).await?;
+                    closed.unwrap_or_else(|error| tracing::warn!(error = chain(&error), "the disks stay mounted"));
+                }
+                return Err(error.into());
+            }
+        };
         let control = Self(Arc::new(Inner {
             data,
             defaults,

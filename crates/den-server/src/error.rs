@@ -21,7 +21,7 @@ use den_api::{ErrorBody, ErrorDetail};
 #[derive(Debug, Clone)]
 pub struct ApiError {
     status: StatusCode,
-    detail: ErrorDetail,
+    detail: Box<ErrorDetail>,
     /// What happened, for the log only.
     cause: Option<String>,
 }
@@ -36,7 +36,7 @@ impl ApiError {
             retryable: false,
             request_id: None,
         };
-        Self { status, detail, cause: None }
+        Self { status, detail: Box::new(detail), cause: None }
     }
 
     /// The request is no sensible one.
@@ -68,7 +68,7 @@ impl ApiError {
         if let Some(cause) = &self.cause {
             tracing::error!(request = request_id, code = self.detail.code, cause, "a request failed inside Den");
         }
-        ErrorDetail { request_id: Some(request_id.to_owned()), ..self.detail }
+        ErrorDetail { request_id: Some(request_id.to_owned()), ..*self.detail }
     }
 
     /// The whole answer.
@@ -105,7 +105,7 @@ impl From<den_control::Error> for ApiError {
             retryable: error.retryable,
             request_id: None,
         };
-        Self { status, detail, cause }
+        Self { status, detail: Box::new(detail), cause }
     }
 }
 

@@ -227,7 +227,7 @@ fn a_terminal_is_one() {
     let mut ws = socket(&house.api(), "/v1/computers/web/exec");
     let first = json!({"argv": ["bash", "--norc", "-i"], "env": {"PS1": "> "}, "pty": {"rows": 33, "cols": 77}, "stream_stdin": true});
     ws.send(Message::text(first.to_string())).expect("sent");
-    let mut type_in =
+    let type_in =
         |ws: &mut WebSocket<TcpStream>, text: &str| ws.send(Message::binary(text.as_bytes().to_vec())).expect("sent");
     type_in(&mut ws, "stty size; tty; echo $TERM; echo mark''1\n");
     let (output, _) = read_until(&mut ws, ends_with("mark1"));

@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn an_unknown_key_gets_a_suggestion() {
         let check = |text: &str, expected: &str| {
-            let trouble = parse(text).err().expect("refused");
+            let trouble = parse(text).expect_err("refused");
             assert!(trouble.shown().contains(expected), "{}", trouble.shown());
         };
         check("disksize = 1", "the key `disksize` is not known\nhint: is `disk_size` meant?");

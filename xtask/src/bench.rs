@@ -70,10 +70,13 @@ pub fn run(args: &BenchTaskArgs) -> anyhow::Result<()> {
     let _ = fs::remove_dir_all(&run);
     ensure!(output.status.success(), "den bench ended with {}", output.status);
     let report: Value = serde_json::from_slice(&output.stdout).context("den bench printed no JSON")?;
-    let target = tools::root().join("target/bench.json");
-    fs::write(&target, serde_json::to_string_pretty(&report)? + "\n")?;
     let table = table(&report, &args.rival);
-    println!("{table}\nJSON: {}", target.display());
+    println!("{table}");
+    let target = tools::root().join("target");
+    fs::create_dir_all(&target)?;
+    let target = target.join("bench.json");
+    fs::write(&target, serde_json::to_string_pretty(&report)? + "\n")?;
+    println!("JSON: {}", target.display());
     if args.readme {
         put_into_readme(&table)?;
     }

@@ -32,6 +32,9 @@ pub struct DemoArgs {
     /// The data folder [default: /var/lib/den if nothing is in it, else /var/lib/den-demo]
     #[arg(long)]
     data: Option<PathBuf>,
+    /// This program in place of a build of what is here
+    #[arg(long, value_name = "PROGRAM")]
+    den: Option<PathBuf>,
 }
 
 /// Shows Den; ends what it started unless told to keep it.
@@ -41,7 +44,10 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
         packages::need(list)?;
     }
     say("Build");
-    let den = tools::build(tools::Profile::Release)?;
+    let den = match &args.den {
+        Some(den) => den.clone(),
+        None => tools::build(tools::Profile::Release)?,
+    };
     base::ensure(&den)?;
     let data = match &args.data {
         Some(data) => std::path::absolute(data)?,

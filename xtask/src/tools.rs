@@ -16,7 +16,9 @@ pub enum Profile {
 
 /// The repository's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the root").to_path_buf()
+    // As cargo says now: two clones that share a target folder share this program, too.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&manifest).parent().expect("xtask lies in the root").to_path_buf()
 }
 
 /// `cargo` in the root, with the version that runs this.

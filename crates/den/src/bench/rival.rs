@@ -15,7 +15,7 @@ use anyhow::{Context as _, bail};
 
 use super::{
     Bench, flow,
-    machine::meminfo,
+    machine::occupied_kib,
     report::{RivalMeasure, millis, rank},
 };
 
@@ -215,7 +215,7 @@ impl Rival {
     }
 
     fn measure_hundred(&self) -> anyhow::Result<(f64, f64)> {
-        let before = meminfo("MemAvailable");
+        let before = occupied_kib();
         let start = Instant::now();
         let results: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..PARALLEL)
@@ -232,7 +232,7 @@ impl Rival {
         });
         let time = millis(start);
         std::thread::sleep(std::time::Duration::from_secs(3));
-        let used = before.saturating_sub(meminfo("MemAvailable")) as f64 / 1024.0 / 100.0;
+        let used = (occupied_kib() as f64 - before as f64) / 1024.0 / 100.0;
         let names: Vec<String> = (0..100).map(|number| format!("{IMAGE}-{number}")).collect();
         let removed = self.remove(&names.iter().map(String::as_str).collect::<Vec<_>>());
         results.into_iter().collect::<anyhow::Result<Vec<()>>>()?;

@@ -137,7 +137,11 @@ impl Machines {
         }));
         let mut attempt = 1;
         let found = loop {
-            match machines.introduce().await {
+            let found = match machines.introduce().await {
+                Ok(found) => machines.set_pool(config.pool).await.map(|()| found),
+                Err(error) => Err(error),
+            };
+            match found {
                 // A launcher that is being killed takes connections until it is gone.
                 Err(MachineError::Sys(error)) if attempt < INTRODUCE_ATTEMPTS_MAX => {
                     tracing::warn!(%error, "the launcher was lost while it was asked for its computers");
@@ -147,7 +151,6 @@ impl Machines {
                 found => break found?,
             }
         };
-        machines.set_pool(config.pool).await?;
         Ok((machines, found))
     }
 

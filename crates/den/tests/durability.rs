@@ -13,6 +13,8 @@ const LONG: Duration = Duration::from_secs(60);
 
 const CREATE: [&str; 5] = ["create.reserved", "create.row", "create.disk", "create.booted", "create.state"];
 const EXEC: [&str; 5] = ["exec.row", "exec.log", "exec.sent", "exec.started", "exec.ended"];
+const STOP: [&str; 4] = ["stop.state", "stop.asked", "stop.killed", "stop.done"];
+const START: [&str; 3] = ["start.state", "start.booted", "start.done"];
 const REMOVE: [&str; 4] = ["remove.state", "remove.killed", "remove.disk", "remove.row"];
 
 fn computers(house: &House) -> Vec<Value> {
@@ -251,6 +253,92 @@ fn a_kill_at_each_point_of_remove() {
             house.new_computer("web");
         },
     );
+}
+
+#[test]
+fn a_kill_at_each_point_of_stop() {
+    each_point(
+        &STOP,
+        |house| {
+            house.new_computer("web");
+            house.sh("web", "echo kept > /root/file").ok();
+        },
+        |house| {
+            let _ = house.api().open("POST", "/v1/computers/web/stop", &[], b"");
+        },
+        |house, when| {
+            if house.json(&["info", "web"])["state"] != "running" {
+                house.den(&["start", "web"]).ok();
+            }
+            assert_eq!(house.sh("web", "cat /root/file").ok(), "kept", "{when}");
+        },
+    );
+}
+
+#[test]
+fn a_kill_at_each_point_of_start() {
+    each_point(
+        &START,
+        |house| {
+            house.new_computer("web");
+            house.sh("web", "echo kept > /root/file").ok();
+            house.den(&["stop", "web"]).ok();
+        },
+        |house| {
+            let _ = house.api().open("POST", "/v1/computers/web/start", &[], b"");
+        },
+        |house, when| {
+            if house.json(&["info", "web"])["state"] != "running" {
+                house.den(&["start", "web"]).ok();
+            }
+            assert_eq!(house.sh("web", "cat /root/file").ok(), "kept", "{when}");
+        },
+    );
+}
+
+#[test]
+fn a_launcher_that_dies_at_any_of_its_points_is_followed_by_another() {
+    // With a number: not the first time, but in the middle of work.
+    for point in [
+        "launcher.cgroup",
+        "launcher.cgroup:11",
+        "launcher.cloned",
+        "launcher.cloned:11",
+        "launcher.husk:2",
+        "launcher.husk:11",
+        "launcher.taken",
+        "launcher.record",
+        "launcher.kill",
+        "launcher.reaped",
+        "launcher.reaped:2",
+    ] {
+        eprintln!("--- {point}");
+        let env = vec![("DEN_FAILPOINT".to_owned(), point.to_owned())];
+        let house = House::with(DEN, den_testkit::Options { env, ..Default::default() });
+        let mut launchers = BTreeSet::from([house.launcher().as_raw_nonzero()]);
+        for round in 0..4 {
+            for number in 0..3 {
+                let body = json!({"name": format!("r{round}n{number}"), "memory": "128MiB"});
+                eventually(LONG, &format!("{point}: a computer is made"), || {
+                    [201, 409].contains(&house.api().post("/v1/computers", &body).status)
+                });
+                launchers.insert(house.launcher().as_raw_nonzero());
+            }
+            consistent(&house, point);
+            for number in 0..3 {
+                let path = format!("/v1/computers/r{round}n{number}");
+                eventually(LONG, &format!("{point}: it is removed"), || {
+                    [204, 404].contains(&house.api().delete(&path).status)
+                });
+            }
+            launchers.insert(house.launcher().as_raw_nonzero());
+        }
+        // The first husk is made while the daemon starts: then the first launcher was not seen.
+        if point.contains(':') || ["launcher.taken", "launcher.record", "launcher.kill"].contains(&point) {
+            assert!(launchers.len() > 1 || point == "launcher.husk:2", "{point}: no launcher died");
+        }
+        house.close();
+    }
 }
 
 #[test]

@@ -198,7 +198,7 @@ fn signals_reach_the_group() {
     };
     signal("NOPE").refusal(400, "bad_request");
     signal("USR1").expect(204);
-    eventually(LONG, "USR1 came", || raw(&house, "web", step, "").ends_with(b"got USR1\n"));
+    eventually(LONG, "USR1 came", || raw(&house, "web", step, "stream=stdout").ends_with(b"got USR1\n"));
     signal("SIGINT").expect(204);
     assert_eq!(ended(&house, "web", step)["end"]["exit_code"], 9);
     signal("INT").refusal(409, "step_ended");

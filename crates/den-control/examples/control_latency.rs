@@ -1,6 +1,6 @@
 //! Measures create, exec and remove below HTTP, in a house of its own.
 //!
-//! `cargo run -p den-control --example latency -- AGENT IMAGES DIR`: the static agent, an image
+//! `cargo run -p den-control --example control_latency -- AGENT IMAGES DIR`: the static agent, an image
 //! store with `base` in it, a new folder. Leaves nothing behind.
 #![allow(missing_docs)]
 

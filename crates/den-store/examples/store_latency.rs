@@ -1,4 +1,4 @@
-//! Measures what a write costs its caller: `cargo run --release -p den-store --example latency [DIR]`.
+//! Measures what a write costs its caller: `cargo run --release -p den-store --example store_latency [DIR]`.
 //!
 //! DIR should be on the disk that DATA is on; without it a temporary directory is taken.
 #![allow(missing_docs)]

@@ -34,6 +34,8 @@ fn build(crates: &Path) -> PathBuf {
     for part in [
         "den-agent/src",
         "den-agent/Cargo.toml",
+        "den-relay/src",
+        "den-relay/Cargo.toml",
         "den-wire/src",
         "den-wire/Cargo.toml",
         "den-sys/src",

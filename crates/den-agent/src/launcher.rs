@@ -2,6 +2,7 @@
 //! costs little, and a process of its own, so that computers outlive `serve`.
 //!
 //! ```text
+//!                       ┌──orders──► builder ──clones──┐
 //! serve ──packets──► launcher ──socket──► husk (parked: all but the image is there)
 //!                       │                   │ take: overlay, /dev, listener, agent
 //!                       │                   ▼
@@ -11,13 +12,15 @@
 //! Invariants:
 //! - One launcher per RUN: `RUN/launcher.lock` is held. A new one takes up the computers of one
 //!   that was killed, from `RUN/computers/<id>/init`, and ends the husks and cgroups it left.
-//! - Nothing here waits for a client or for a booting computer; the longest stop is the making of
-//!   one husk.
+//! - Nothing here waits for a client or for a booting computer, nor for the kernel's locks around
+//!   cgroups and links: what takes these is the builder's work.
 //!
 //! Not here: what a computer may be asked (`control`), its disk (`disk`), the agent (`init`).
 
+mod builder;
 mod cell;
 mod husk;
+mod ids;
 mod net;
 mod serve;
 

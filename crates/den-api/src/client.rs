@@ -14,8 +14,10 @@
 //! Deliberately absent: TLS, retries, any decision about what an error means.
 
 mod calls;
+mod ports;
 mod session;
 mod streams;
+mod upload;
 
 use std::{
     io,
@@ -38,7 +40,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{net::TcpStream, sync::mpsc};
 
 pub use self::{
-    calls::{ComputerFilter, Order, WriteFile},
+    calls::{ComputerFilter, NetLogFilter, Order, WriteFile},
+    ports::PortStream,
     session::{Session, SessionInput, SessionOutput},
     streams::{ByteStream, FileHead, Lines, OutputStream},
 };
@@ -105,6 +108,12 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// What was to be sent cannot be read.
+    #[error("what was to be sent cannot be read")]
+    Source {
+        /// Why not.
+        source: io::Error,
+    },
     /// An answer that this client does not understand.
     #[error("the answer of {url} cannot be understood: {reason}")]
     Malformed {
@@ -141,7 +150,7 @@ impl ClientError {
                 Some("become the user who started the daemon (sudo), or set DEN_URL and DEN_TOKEN")
             }
             Self::BadUrl { .. } => Some("an address looks like http://127.0.0.1:7878"),
-            Self::ClientFile { .. } | Self::Broken { .. } | Self::Malformed { .. } => None,
+            Self::ClientFile { .. } | Self::Source { .. } | Self::Broken { .. } | Self::Malformed { .. } => None,
         }
     }
 }
@@ -346,7 +355,7 @@ impl Client {
             .await
             .map_err(|error| self.broken(error))?;
         // It ends with the daemon's connection or with the sender; its error comes out at the call.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         Ok(sender)
     }
 

@@ -6,6 +6,8 @@ use den_model::{Bytes, ComputerId, Cpus, Micros, State, Tier};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::NetRequest;
+
 /// `POST /v1/computers`. With the header `Idempotency-Key`, a repeated request gives the computer
 /// that the first one made.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -45,6 +47,9 @@ pub struct CreateComputer {
     /// Whether the image's own command is started at every boot, as a step.
     #[serde(default)]
     pub entrypoint: bool,
+    /// What it may reach; as the house has it without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<NetRequest>,
 }
 
 /// A number, or a number with a unit as text. Kept as text until it is checked, so that the
@@ -112,6 +117,13 @@ pub struct ComputerView {
     pub changed_at: Micros,
     /// Number of its last step; 0 before the first.
     pub last_step: u64,
+    /// How it faces the network: `open`, `guarded` or `sealed`.
+    #[serde(default)]
+    #[schema(example = "open")]
+    pub net: String,
+    /// Its address inside; all computers have the same.
+    #[serde(default)]
+    pub address: String,
     /// What this computer can do: `exec`, `files`, `pty`, ….
     pub capabilities: Vec<String>,
     /// What it uses now; only in the answer for one computer, while it runs.

@@ -3,6 +3,7 @@
 //! ```text
 //! computer ── create, list, view          step ── exec request, view, output frames
 //! files    ── stat, list, changes         image ── view, import/pull/build requests, progress
+//! net      ── policy, changes, records
 //! error    ── one body for all            client ── the typed client (used by the CLI)
 //! ```
 //!
@@ -13,7 +14,9 @@ pub mod computer;
 pub mod error;
 pub mod files;
 pub mod image;
+pub mod net;
 pub mod output;
+pub mod ports;
 pub mod step;
 
 pub use client::{Client, ClientError};
@@ -21,5 +24,10 @@ pub use computer::{ComputerView, CreateComputer, Page, Shutdown, StopComputer, U
 pub use error::{ErrorBody, ErrorDetail};
 pub use files::{ChangeView, EntryList, EntryView, FileOperation, StatView};
 pub use image::{BuildImage, ImageList, ImageView, JobEvent, PullImage};
+pub use net::{
+    NetChange, NetChangeView, NetCheck, NetDecision, NetLimitsChange, NetLimitsView, NetLogPage, NetRecord, NetRequest,
+    NetStatusView, NetView,
+};
 pub use output::OutputFrame;
+pub use ports::{PortList, PortView};
 pub use step::{EndView, ExecRequest, ExecResult, OutputView, PtySize, SignalRequest, StepView, WsInput};

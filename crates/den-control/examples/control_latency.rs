@@ -39,6 +39,7 @@ async fn main() {
     let [agent, images, dir] = arguments.as_slice() else { panic!("AGENT IMAGES DIR") };
     let agent: &'static [u8] = Box::leak(std::fs::read(agent).expect("the agent").into_boxed_slice());
     let config = || Config {
+        net: den_control::HouseNet::default(),
         data: dir.join("data"),
         run: dir.join("run"),
         images: images.clone(),

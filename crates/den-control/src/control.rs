@@ -16,6 +16,7 @@ use den_machine::{Machines, MachinesConfig};
 use den_model::{Bytes, Cpus, Limits, Micros, State};
 use den_store::Store;
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -24,7 +25,8 @@ use crate::{
     handle::{Ask, Handle},
     idempotency::Keys,
     limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
-    recover,
+    net::{HouseNet, gate::Gate},
+    ports, recover,
     registry::Registry,
 };
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub defaults: Limits,
     /// The agent's program.
     pub agent: &'static [u8],
+    /// The network of computers that say nothing of it, and the gate.
+    pub net: HouseNet,
 }
 
 impl Config {
@@ -92,6 +96,8 @@ pub(crate) struct Inner {
     pub store: Store,
     pub images: ImageStore,
     pub machines: Machines,
+    pub net: HouseNet,
+    pub gate: Gate,
     disks: RwLock<Option<Disks>>,
     pub registry: Registry<Handle>,
     pub keys: Keys,
@@ -99,6 +105,8 @@ pub(crate) struct Inner {
     /// What the launcher still unmakes of computers that are gone.
     pub endings: TaskTracker,
     pub closing: AtomicBool,
+    /// Places for connections to ports inside, of all computers together.
+    pub dials: Arc<Semaphore>,
 }
 
 impl Inner {
@@ -122,7 +130,7 @@ impl Control {
     /// Errors: `store_locked`, `store_newer` and what else the store, the disks, the images or the
     /// launcher meet.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let Config { data, run, images, pool, storage, disk_size, defaults, agent } = config;
+        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net } = config;
         let (opened, folder) = (data.clone(), images.clone());
         let (store, disks, image_store, boot_id) = blocking(move || {
             fs_err::create_dir_all(&opened)
@@ -137,6 +145,7 @@ impl Control {
         })
         .await??;
         let computers = run.join("computers");
+        let gate_run = run.clone();
         let config = MachinesConfig { run, data: data.clone(), images, pool, agent };
         let (machines, running) = match Machines::connect(config).await {
             Ok(connected) => connected,
@@ -150,6 +159,8 @@ impl Control {
                 return Err(error.into());
             }
         };
+        // After the launcher, which makes the gate's namespace.
+        let gate = Gate::open(&data, &gate_run, &net).await?;
         let control = Self(Arc::new(Inner {
             data,
             defaults,
@@ -157,14 +168,19 @@ impl Control {
             store,
             images: image_store,
             machines,
+            net,
+            gate,
             disks: RwLock::new(Some(disks)),
             registry: Registry::new(),
             keys: Keys::default(),
             tasks: TaskTracker::new(),
             endings: TaskTracker::new(),
             closing: AtomicBool::new(false),
+            dials: Arc::new(Semaphore::new(ports::dials_max())),
         }));
         recover::take_up(&control.0, running).await?;
+        // The first computer shall not find it starting. Without one, all goes on, and nothing leaves.
+        control.0.gate.settled().await;
         Ok(control)
     }
 
@@ -211,10 +227,13 @@ impl Control {
     /// Who answers.
     pub async fn version(&self) -> VersionView {
         let storage = self.0.disks().map_or("none".to_owned(), |disks| disks.storage().to_string());
-        let husks = self.0.machines.husks().await.unwrap_or_else(|error| {
-            tracing::warn!(error = chain(&error), "the launcher does not say how many husks it has");
-            0
-        });
+        let husks = match self.0.closing.load(Ordering::Acquire) {
+            true => 0, // The launcher is going, or gone.
+            false => self.0.machines.husks().await.unwrap_or_else(|error| {
+                tracing::warn!(error = chain(&error), "the launcher does not say how many husks it has");
+                0
+            }),
+        };
         VersionView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             api: 1,
@@ -224,7 +243,7 @@ impl Control {
         }
     }
 
-    /// Stops every computer, ends the launcher and lets go of the disks. Requests are refused from
+    /// Stops every computer, ends the gate and the launcher and lets go of the disks. Requests are refused from
     /// the moment this begins. May be repeated.
     ///
     /// Errors: `bad_request` for a grace beyond ten minutes; what the launcher or the disks meet.
@@ -247,6 +266,8 @@ impl Control {
         self.0.tasks.close();
         self.0.endings.close();
         let _ = tokio::time::timeout(ENDINGS_WAIT, self.0.endings.wait()).await;
+        // Before its namespace goes, and before the disks do that its records lie on.
+        self.0.gate.exit().await;
         self.0.machines.exit().await?;
         let disks = self.0.disks.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(disks) = disks {

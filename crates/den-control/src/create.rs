@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use den_api::{ComputerView, CreateComputer};
 use den_disk::Identity;
+use den_gate::policy::Policy;
 use den_image::Image;
 use den_machine::{BootPlan, Machine};
 use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, State, Tier};
@@ -30,6 +31,7 @@ use crate::{
     idempotency::{Claim, Ticket, outcome},
     limits::IDEMPOTENCY_KEY_BYTES_MAX,
     names::friendly,
+    net::{self, Net},
     spec::{self, Wanted},
     task,
 };
@@ -46,6 +48,7 @@ impl Control {
     pub async fn create(&self, request: CreateComputer, key: Option<String>, who: &Who) -> Result<ComputerView, Error> {
         self.0.open_for_work()?;
         let wanted = spec::check(&request, self.0.defaults)?;
+        let policy = net::of_create(request.net.as_ref(), &self.0.net)?;
         let ticket = match key {
             None => None,
             Some(key) => match self.claim(&key, &request).await? {
@@ -57,7 +60,7 @@ impl Control {
         if wanted.entrypoint && image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
             return Err(Error::bad_request(format!("`entrypoint`: the image `{}` has no command", wanted.image)));
         }
-        let (handle, inbox) = self.reserve(wanted, &image)?;
+        let (handle, inbox) = self.reserve(wanted, policy, &image)?;
         tracing::debug!(computer = %handle.id, who = who.0, "a computer is made");
         let (reply, made) = oneshot::channel();
         self.0.tasks.spawn(make(Arc::clone(&self.0), handle, inbox, image, ticket, reply));
@@ -97,7 +100,12 @@ impl Control {
     }
 
     /// Puts the computer where others see it, under a name that nobody else has.
-    fn reserve(&self, wanted: Wanted, image: &Image) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
+    fn reserve(
+        &self,
+        wanted: Wanted,
+        policy: Policy,
+        image: &Image,
+    ) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
         let Wanted { name, image: image_name, limits, env, labels, entrypoint } = wanted;
         let id = ComputerId::from_uuid(Uuid::now_v7());
         let steps_dir = self.0.disks()?.disk(id).steps;
@@ -114,7 +122,8 @@ impl Control {
         let at = now();
         let status = Status { state: State::Creating, reason: None, changed_at: at, machine: None };
         let add = |name: ComputerName| {
-            let (handle, inbox) = Handle::new(id, spec(name), at, status.clone(), steps_dir.clone(), 0);
+            let net = Net::new(policy.clone());
+            let (handle, inbox) = Handle::new(id, spec(name), at, status.clone(), steps_dir.clone(), 0, net);
             self.0.registry.insert(Arc::clone(&handle)).map(|()| (handle, inbox))
         };
         match name {
@@ -162,6 +171,7 @@ async fn make(
         created_at: at,
         changed_at: at,
         boot_id: inner.boot_id.clone(),
+        net: Some(handle.net.get().text()),
     };
     let hash = ticket.as_ref().map(Ticket::hash);
     let asked = ticket.as_ref().zip(hash.as_ref());
@@ -213,7 +223,7 @@ async fn make(
 }
 
 /// Disk and processes.
-async fn carry(inner: &Inner, handle: &Handle, image: &Image) -> Result<Machine, Error> {
+async fn carry(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
     make_disk(inner, handle).await?;
     failpoint::hit("create.disk");
     let machine = boot(inner, handle, image).await?;
@@ -233,8 +243,8 @@ pub(crate) async fn make_disk(inner: &Inner, handle: &Handle) -> Result<(), Erro
     Ok(())
 }
 
-/// Boots a computer on the disk it has.
-pub(crate) async fn boot(inner: &Inner, handle: &Handle, image: &Image) -> Result<Machine, Error> {
+/// Boots a computer on the disk it has. The gate takes its link up while its agent wakes.
+pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
     let disk = inner.disks()?.disk(handle.id);
     let plan = BootPlan {
         id: handle.id,
@@ -243,7 +253,14 @@ pub(crate) async fn boot(inner: &Inner, handle: &Handle, image: &Image) -> Resul
         disk: &disk.live,
         limits: handle.spec.limits,
     };
-    Ok(inner.machines.boot(&plan).await?)
+    let mut attached = None;
+    let booted = inner.machines.boot_with(&plan, |machine| attached = Some(inner.gate.attach(handle, machine))).await;
+    match (&booted, attached) {
+        (Ok(_), Some(attached)) => attached.await,
+        (Err(_), Some(_)) => inner.gate.detach(handle.id).await,
+        (_, None) => {}
+    }
+    Ok(booted?)
 }
 
 async fn running(inner: &Inner, handle: &Handle, machine: Machine) -> Result<Machine, Error> {
@@ -265,6 +282,7 @@ async fn unmake(inner: &Inner, handle: &Arc<Handle>, has_row: bool) {
     if let Err(error) = inner.machines.kill(id).await {
         tracing::error!(computer = %id, error = chain(&error), "a computer that was not made may still run");
     }
+    inner.gate.detach(id).await;
     if let Ok(disks) = inner.disks()
         && let Err(error) = disks.remove(id)
     {

@@ -184,7 +184,9 @@ impl Error {
             .hint("end some of its processes, or make a computer with a larger `--pids` or `--memory`")
             .retryable(),
             K::NoSuchStep => Self::new("step_ended", 409, format!("the step in `{name}` has ended")),
-            K::Refused => is("connection_refused", 502, "nothing listens there").retryable(),
+            K::Refused => is("port_refused", 502, "nothing listens there")
+                .hint(format!("`den ports {name}` shows what does"))
+                .retryable(),
             K::BadRequest => is("bad_request", 400, "the request makes no sense"),
             K::Unsupported => Self::new("unsupported", 501, format!("the agent in `{name}` is too old for this"))
                 .hint(format!("`den stop {name}` and `den start {name}` give it the present one")),

@@ -286,7 +286,9 @@ impl Plan {
     fn check(inner: &Inner, handle: &Handle, request: ExecRequest, who: &Who) -> Result<Self, Error> {
         let ExecRequest { argv, cwd, env, user, stdin, stream_stdin, pty, timeout_ms, detach: _, keep_bytes } = request;
         if argv.first().is_none_or(String::is_empty) {
-            return Err(Error::bad_request("`argv`: no command is given"));
+            let what = if argv.is_empty() { "no command is given" } else { "the command is an empty word" };
+            return Err(Error::bad_request(format!("`argv`: {what}"))
+                .hint("its first word names a program: `den exec NAME -- ls -la`, or a script with `-- sh -c '…'`"));
         }
         let texts = argv.iter().chain(&cwd).chain(&user);
         if texts.clone().any(|text| text.contains('\0')) {

@@ -12,9 +12,15 @@ use den_image::Image;
 use den_machine::Machine;
 use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Request, State};
 use minicbor::bytes::ByteVec;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use crate::{Error, limits::MAILBOX_MAX, registry::Entry, steps::Steps};
+use crate::{
+    Error,
+    limits::{DIALS_MAX, MAILBOX_MAX},
+    net::{ADDRESS, Net, NetCell},
+    registry::Entry,
+    steps::Steps,
+};
 
 /// What every computer of this tier can do.
 const CAPABILITIES: [&str; 8] = ["exec", "pty", "stdin", "attach", "signal", "files", "watch", "tar"];
@@ -27,6 +33,10 @@ pub(crate) struct Handle {
     pub status: watch::Sender<Status>,
     pub mailbox: mpsc::Sender<Ask>,
     pub steps: Steps,
+    /// What it may reach.
+    pub net: NetCell,
+    /// Places for connections to ports inside.
+    pub dials: Arc<Semaphore>,
     base: OnceLock<Arc<Base>>,
 }
 
@@ -90,11 +100,14 @@ impl Handle {
         status: Status,
         steps_dir: PathBuf,
         last_step: u64,
+        net: Net,
     ) -> (Arc<Self>, mpsc::Receiver<Ask>) {
         let (mailbox, inbox) = mpsc::channel(MAILBOX_MAX);
         let (status, _) = watch::channel(status);
         let steps = Steps::new(steps_dir, last_step);
-        let handle = Self { id, spec, created_at, status, mailbox, steps, base: OnceLock::new() };
+        let dials = Arc::new(Semaphore::new(DIALS_MAX));
+        let net = NetCell::new(net);
+        let handle = Self { id, spec, created_at, status, mailbox, steps, net, dials, base: OnceLock::new() };
         (Arc::new(handle), inbox)
     }
 
@@ -168,6 +181,8 @@ impl Handle {
             created_at: self.created_at,
             changed_at,
             last_step: self.steps.last(),
+            net: self.net.get().policy.posture.to_string(),
+            address: ADDRESS.to_owned(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
             usage: None,
         }

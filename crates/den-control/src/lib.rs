@@ -7,6 +7,8 @@
 //!                │                      └─ steps ──► task of the step ──► agent · log file
 //!                ├─ output: readers of log files, each at its own pace
 //!                ├─ files: through the agent, writes as steps
+//!                ├─ ports: what listens inside, connections to it
+//!                ├─ net: what a computer may reach; the gate kept running, told, and read from
 //!                ├─ images: jobs over the image store
 //!                └─ recover: rows, machines and disks held against each other, at open
 //! ```
@@ -18,7 +20,8 @@
 //! - A create is answered after its row is on the disk, a removal after the row's end is; the end of
 //!   a step is recorded before anyone is told.
 //! - A crash at any instant leaves what the next `Control::open` finishes or unmakes.
-//! - Nobody waits for a reader, and no lock is held across an await.
+//! - Nobody waits for a reader, and no lock is held across an await but the one that puts changes of
+//!   one computer's policy in order.
 //!
 //! Limits are in `limits`, errors with their codes in `errors`. Not here: HTTP, terminals, and how
 //! anything is carried out on Linux.
@@ -35,7 +38,9 @@ pub mod limits;
 mod log;
 mod logs;
 mod names;
+mod net;
 mod output;
+mod ports;
 mod recover;
 mod registry;
 mod signals;
@@ -50,5 +55,10 @@ pub use errors::Error;
 pub use exec::{Execution, Input};
 pub use files::{FileReader, FileWriter, TarWriter, Watcher, WriteFile};
 pub use images::Job;
+pub use net::{
+    HouseNet,
+    records::{ReadRecords, RecordReader},
+};
 pub use output::{Follow, OutputItem, OutputReader, OutputStream};
+pub use ports::Connection;
 pub use signals::parse_signal;

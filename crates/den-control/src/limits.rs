@@ -8,6 +8,10 @@ use den_model::Bytes;
 pub const MAILBOX_MAX: usize = 32;
 /// Steps of one computer that run at a time.
 pub const STEPS_RUNNING_MAX: usize = 1024;
+/// Connections to ports of one computer at a time.
+pub const DIALS_MAX: usize = 4096;
+/// The part of the daemon's descriptors that connections to ports may take, all computers together.
+pub const DIALS_SHARE: u64 = 2;
 /// Readers of one computer's outputs at a time.
 pub const READERS_MAX: usize = 4096;
 /// What the logs of one computer's ended steps may take on disk; the oldest go first.

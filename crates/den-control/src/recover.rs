@@ -21,6 +21,7 @@ use crate::{
     exec::{end_by_log, end_from_log, follow},
     handle::{Handle, Status},
     limits::RECOVERY_WAIT,
+    net::Net,
     steps::Live,
     task,
 };
@@ -113,7 +114,15 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
     let was = row.state;
     let status = Status { state: was, reason: row.reason, changed_at: row.changed_at, machine: None };
     let steps_dir = inner.disks()?.disk(row.id).steps;
-    let (handle, inbox) = Handle::new(row.id, row.spec, row.created_at, status, steps_dir, last);
+    let net = Net::read(row.net.as_deref());
+    if let Some(why) = &net.unreadable {
+        tracing::error!(computer = %row.id, why, "a computer is sealed");
+    }
+    let (handle, inbox) = Handle::new(row.id, row.spec, row.created_at, status, steps_dir, last, net);
+    if verdict != Verdict::Adopt {
+        // The gate may carry on for one that ended while no daemon ran. Nobody waits.
+        drop(inner.gate.detach(row.id));
+    }
     let open_steps = inner.store.running_steps(row.id).await?;
     match verdict {
         Verdict::Adopt => {
@@ -122,6 +131,8 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
                     settle(inner, &handle, State::Running, None).await?;
                 }
                 handle.status.send_modify(|status| status.machine = Some(machine.clone()));
+                // Nobody waits: the first words to the gate have it.
+                drop(inner.gate.attach(&handle, &machine));
                 adopt_steps(inner, &handle, &machine, open_steps).await;
             }
         }
@@ -161,6 +172,7 @@ async fn settle(inner: &Inner, handle: &Handle, state: State, reason: Option<&st
 
 /// Processes and disk; none of either is no error.
 async fn unmake(inner: &Inner, id: ComputerId) -> Result<(), Error> {
+    inner.gate.detach(id).await;
     inner.machines.kill(id).await?;
     let disks = inner.disks()?;
     blocking(move || disks.remove(id)).await??;

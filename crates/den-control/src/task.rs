@@ -232,6 +232,7 @@ impl Task {
         if let Err(error) = machine.kill().await {
             tracing::error!(computer = %self.handle.id, error = chain(&error), "a computer may still run");
         }
+        self.inner.gate.detach(self.handle.id).await;
         self.handle.steps.all_ended(STEPS_END_WAIT).await;
     }
 
@@ -290,6 +291,8 @@ impl Task {
             return Err(error);
         }
         failpoint::hit("remove.killed");
+        // Before the disk goes, for the gate writes its records there.
+        self.inner.gate.detach(id).await;
         self.handle.steps.all_ended(STEPS_END_WAIT).await;
         // The row goes to the disk while the disk goes out of sight. Each alone is swept by the next start.
         let row = self.inner.store.delete_computer(id, Durability::Power);

@@ -102,6 +102,9 @@ pub struct Identity<'a> {
 
 const GONE: &str = ".gone";
 
+/// The gate answers names, at the address that is every computer's gateway.
+const RESOLV_CONF: &str = "nameserver 169.254.1.1\noptions edns0 timeout:2 attempts:3\n";
+
 /// What the output of one computer's steps may take, whatever writes it: the agent holds the
 /// logs' descriptors, and root inside could take them from it.
 pub const STEPS_BYTES_MAX: Bytes = Bytes::gib(8);
@@ -158,7 +161,11 @@ impl Disks {
         if self.0.limit == backing::Limit::Held {
             btrfs::limit_subvolume(live.as_fd(), btrfs::subvolume_id(live.as_fd())?, limit.0)?;
         }
-        for (name, mode) in [("data", 0o755), ("work", 0o755), ("vol", 0o755), ("data/etc", 0o755)] {
+        // Docker takes the storage driver that it finds traces of: without them it would choose btrfs on
+        // btrfs, whose subvolumes a computer cannot make.
+        let directories =
+            ["data", "work", "vol", "data/etc", "vol/docker", "vol/docker/overlay2", "vol/docker/overlay2/l"];
+        for (name, mode) in directories.map(|name| (name, 0o755)) {
             let mode = Mode::from_raw_mode(mode);
             rustix::fs::mkdirat(&live, name, mode).map_err(SysError::rustix("mkdir", name))?;
         }
@@ -168,6 +175,7 @@ impl Disks {
         for (name, text, mode) in [
             ("data/etc/hostname", format!("{hostname}\n"), 0o644),
             ("data/etc/hosts", hosts, 0o644),
+            ("data/etc/resolv.conf", RESOLV_CONF.to_owned(), 0o644),
             ("data/etc/machine-id", format!("{machine_id}\n"), 0o444),
         ] {
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -175,6 +183,9 @@ impl Disks {
                 .map_err(SysError::rustix("create", name))?;
             rustix::io::write(&fd, text.as_bytes()).map_err(SysError::rustix("write", name))?;
         }
+        // As container engines make it: `fusermount` and others read it, and images often lack it.
+        rustix::fs::symlinkat("../proc/self/mounts", &live, "data/etc/mtab")
+            .map_err(SysError::rustix("symlink", "data/etc/mtab"))?;
         // Made last: whoever finds it knows that the rest is there.
         match self.0.storage {
             Storage::Btrfs => {

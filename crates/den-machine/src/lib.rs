@@ -17,5 +17,7 @@ mod launcher;
 mod link;
 mod machines;
 
-pub use link::{Changes, DataSink, DataSource, Link, LinkError, StepEvent, StepEvents, StepInput, StepLink};
+pub use link::{
+    Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput, StepLink,
+};
 pub use machines::{BootPlan, Machine, MachineError, Machines, MachinesConfig};

@@ -8,13 +8,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use den_sys::socket;
 use den_wire::agent::{
-    Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Reply, Request, SignalScope, WriteFile,
+    Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Listening, Reply, Request, SignalScope, WriteFile,
 };
 use den_wire::frame::message_bytes;
 use den_wire::{DATA_CHUNK_BYTES, FrameKind, WireError, read_frame, write_end, write_frame, write_message};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// How long to wait, in milliseconds, each time that the agent has no place for a connection: 5 s in all.
+const QUEUE_PAUSES: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1500, 1500];
+
+/// What the kernel holds of data on its way in: two frames, so that one is sent while one is taken.
+const SINK_BUFFER_BYTES: usize = 2 * DATA_CHUNK_BYTES;
+
+/// The most sockets that [`Link::ports`] takes; an agent that says more is broken.
+pub const LISTENING_MAX: usize = 20_000;
 
 /// To the agent of one computer. Connects anew for each operation.
 #[derive(Debug, Clone)]
@@ -112,9 +121,18 @@ impl Link {
     }
 
     async fn connect(&self) -> Result<UnixStream, LinkError> {
-        UnixStream::connect(&*self.path)
-            .await
-            .map_err(|source| LinkError::Connect { path: self.path.to_path_buf(), source })
+        let mut pauses = QUEUE_PAUSES.iter();
+        loop {
+            match UnixStream::connect(&*self.path).await {
+                Ok(stream) => return Ok(stream),
+                // connect(2) on a unix socket that does not wait: the listener's queue is full.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => match pauses.next() {
+                    Some(&pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
+                    None => return Err(LinkError::Connect { path: self.path.to_path_buf(), source: error }),
+                },
+                Err(source) => return Err(LinkError::Connect { path: self.path.to_path_buf(), source }),
+            }
+        }
     }
 
     async fn open(&self, request: &Request) -> Result<Halves, LinkError> {
@@ -218,7 +236,7 @@ impl Link {
     /// Writes a file. It appears, whole, when the sink is finished.
     pub async fn write(&self, file: &WriteFile) -> Result<DataSink, LinkError> {
         let (read, write) = self.open(&Request::Write(file.clone())).await?;
-        Ok(DataSink { read, write })
+        Ok(DataSink::new(read, write))
     }
 
     /// Packs a path into a tar stream.
@@ -235,7 +253,7 @@ impl Link {
             rename: rename.map(|name| name.to_vec().into()),
         };
         let (read, write) = self.open(&request).await?;
-        Ok(DataSink { read, write })
+        Ok(DataSink::new(read, write))
     }
 
     /// Watches a path. Returns once the watch is armed.
@@ -247,7 +265,21 @@ impl Link {
         }
     }
 
-    /// Connects to a TCP port inside. What follows on the stream is the connection's own bytes.
+    /// What listens inside, in no order.
+    pub async fn ports(&self) -> Result<Vec<Listening>, LinkError> {
+        let (mut read, _write) = self.open(&Request::Ports).await?;
+        let mut all = Vec::new();
+        loop {
+            match reply(&mut read).await? {
+                Reply::Ports(mut some) if all.len() + some.len() <= LISTENING_MAX => all.append(&mut some),
+                Reply::Done => return Ok(all),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Connects to a TCP port inside. What follows on the stream is the connection's own bytes; how ends
+    /// and resets travel is said at [`Request::Dial`].
     pub async fn dial(&self, port: u16) -> Result<UnixStream, LinkError> {
         let mut stream = self.connect().await?;
         write_message(&mut stream, &Request::Dial { port }).await?;
@@ -332,6 +364,12 @@ impl DataSource {
 }
 
 impl DataSink {
+    fn new(read: BufReader<OwnedReadHalf>, write: OwnedWriteHalf) -> Self {
+        // Beyond net.core.wmem_max; without CAP_NET_ADMIN the usual size does, only slower.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(write.as_ref(), SINK_BUFFER_BYTES);
+        Self { read, write }
+    }
+
     /// Sends bytes. An early refusal of the agent is the error.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
         for chunk in bytes.chunks(DATA_CHUNK_BYTES) {

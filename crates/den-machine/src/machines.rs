@@ -16,6 +16,11 @@ use tokio::sync::watch;
 use crate::launcher::{Connection, LauncherProgram, watch_end};
 use crate::{Link, LinkError};
 
+/// Directories of every computer that lie on its disk itself, under `vol/`, and not on the overlay:
+/// engines in there mount overlays of their own, whose writable part cannot lie on another one.
+const VOLUMES: [(&str, &str); 3] =
+    [("docker", "/var/lib/docker"), ("containerd", "/var/lib/containerd"), ("containers", "/var/lib/containers")];
+
 /// How long an agent may take from its start to its first answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it is tried to remove a cgroup that a process has just left.
@@ -88,6 +93,8 @@ struct Inner {
     pool: AtomicU32,
     starting: tokio::sync::Mutex<()>,
     started_before: AtomicBool,
+    /// The launcher was told to go: no other is started for whoever still asks.
+    ended: AtomicBool,
 }
 
 /// What to boot.
@@ -112,6 +119,7 @@ pub struct Machine(Arc<MachineInner>);
 struct MachineInner {
     id: ComputerId,
     pid: u32,
+    net_link: u64,
     pidfd: OwnedFd,
     link: Link,
     end: watch::Receiver<bool>,
@@ -134,6 +142,7 @@ impl Machines {
             pool: AtomicU32::new(config.pool),
             starting: tokio::sync::Mutex::new(()),
             started_before: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }));
         let mut attempt = 1;
         let found = loop {
@@ -162,8 +171,8 @@ impl Machines {
         loop {
             match connection.receive().await? {
                 (Reply::Hello { .. }, _) => {}
-                (Reply::Running { id, pid }, Some(pidfd)) => match id.parse() {
-                    Ok(id) => found.push(self.machine(id, pid, pidfd)?),
+                (Reply::Running { id, pid, link }, Some(pidfd)) => match id.parse() {
+                    Ok(id) => found.push(self.machine(id, pid, link, pidfd)?),
                     Err(error) => tracing::warn!(%error, "the launcher carries something that is no computer"),
                 },
                 (Reply::Done, _) => break,
@@ -176,6 +185,12 @@ impl Machines {
 
     /// Boots a computer: when this returns, its agent has answered. On an error nothing is left.
     pub async fn boot(&self, plan: &BootPlan<'_>) -> Result<Machine, MachineError> {
+        self.boot_with(plan, |_| {}).await
+    }
+
+    /// As [`Machines::boot`]; `begun` is called with the computer as soon as it has processes and a
+    /// link, while its agent is still waited for.
+    pub async fn boot_with(&self, plan: &BootPlan<'_>, begun: impl FnOnce(&Machine)) -> Result<Machine, MachineError> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let request = Request::Create(Create {
             id: plan.id.to_string(),
@@ -185,7 +200,7 @@ impl Machines {
             limits: wire_limits(&plan.limits),
             agent: text(&self.0.program.agent),
             run: text(&self.home(plan.id)),
-            volumes: Vec::new(),
+            volumes: VOLUMES.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
         });
         let answer = match self.ask(&request).await {
             // The launcher died of it or beneath it. Its successor may have adopted the computer:
@@ -197,10 +212,11 @@ impl Machines {
             }
             other => other?,
         };
-        let (Reply::Created { pid, .. }, Some(pidfd)) = answer else {
+        let (Reply::Created { pid, link, .. }, Some(pidfd)) = answer else {
             return Err(MachineError::Answer { wanted: "Created" });
         };
-        let machine = self.machine(plan.id, pid, pidfd)?;
+        let machine = self.machine(plan.id, pid, link, pidfd)?;
+        begun(&machine);
         let greeted = tokio::select! {
             greeted = tokio::time::timeout(HELLO_TIMEOUT, machine.link().hello()) => greeted,
             () = machine.died() => Ok(Err(LinkError::Wire(den_wire::WireError::Closed))),
@@ -254,8 +270,8 @@ impl Machines {
         Ok(ready)
     }
 
-    /// Ends a computer at once; when this returns, its processes, cgroup and link are gone. One
-    /// that does not run is no error.
+    /// Ends a computer at once; when this returns, its processes are gone, and its cgroup and link are
+    /// going. One that does not run is no error.
     pub async fn kill(&self, id: ComputerId) -> Result<(), MachineError> {
         let request = Request::Kill { id: id.to_string() };
         for _ in 0..200 {
@@ -277,6 +293,19 @@ impl Machines {
     ///
     /// Errors: `Refused` while computers run.
     pub async fn exit(&self) -> Result<(), MachineError> {
+        {
+            // Nobody is starting one just now.
+            let _one_at_a_time = self.0.starting.lock().await;
+            self.0.ended.store(true, Ordering::Release);
+        }
+        let ended = self.end_launcher().await;
+        if ended.is_err() {
+            self.0.ended.store(false, Ordering::Release);
+        }
+        ended
+    }
+
+    async fn end_launcher(&self) -> Result<(), MachineError> {
         let socket = self.0.run.join("launcher.sock");
         if let Ok(connection) = Connection::open(&socket) {
             connection.send(&Request::Exit).await?;
@@ -306,11 +335,11 @@ impl Machines {
         self.0.run.join("computers").join(id.to_string())
     }
 
-    fn machine(&self, id: ComputerId, pid: u32, pidfd: OwnedFd) -> Result<Machine, MachineError> {
+    fn machine(&self, id: ComputerId, pid: u32, net_link: u64, pidfd: OwnedFd) -> Result<Machine, MachineError> {
         let (sender, end) = watch::channel(false);
         watch_end(&pidfd, sender)?;
         let link = Link::new(self.home(id).join("agent.sock"));
-        Ok(Machine(Arc::new(MachineInner { id, pid, pidfd, link, end, machines: self.clone() })))
+        Ok(Machine(Arc::new(MachineInner { id, pid, net_link, pidfd, link, end, machines: self.clone() })))
     }
 
     /// A connection to the launcher, which is started if there is none.
@@ -323,6 +352,10 @@ impl Machines {
             return Ok(connection);
         }
         let _one_at_a_time = self.0.starting.lock().await;
+        if self.0.ended.load(Ordering::Acquire) {
+            let errno = rustix::io::Errno::SHUTDOWN.raw_os_error();
+            return Err(SysError::new("connect", "launcher.sock", errno).into());
+        }
         if let Ok(connection) = Connection::open(&socket) {
             return Ok(connection);
         }
@@ -382,6 +415,12 @@ impl Machine {
     /// PID 1 of it, as the host counts.
     pub fn pid(&self) -> u32 {
         self.0.pid
+    }
+
+    /// Its network link: `l<n>` in the gate's namespace, with the index 1000 + n. 0 if it was booted by
+    /// a launcher that is too old to say.
+    pub fn net_link(&self) -> u64 {
+        self.0.net_link
     }
 
     /// To its agent.

@@ -77,4 +77,7 @@ pub struct Computer {
     pub changed_at: Micros,
     /// The kernel's boot id in which it was last brought up: another one means the host restarted.
     pub boot_id: String,
+    /// What it may reach: the gate's policy as JSON, which only the gate's crate reads. None in rows
+    /// from before there was a gate.
+    pub net: Option<String>,
 }

@@ -45,7 +45,7 @@ pub use guard::{Ends, REQUEST_ID_HEADER};
 pub use serve::{CONNECTIONS_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve};
 pub use token::Token;
 
-use crate::routes::{App, computers, files, images, service, sockets, steps, tar};
+use crate::routes::{App, computers, files, images, net, ports, service, sockets, steps, tar};
 
 /// All routes behind their guard. `stop` is cancelled once a `POST /v1/shutdown` has been carried
 /// out; whoever serves the router ends then.
@@ -70,7 +70,9 @@ pub fn openapi() -> OpenApi {
     let paths = std::mem::take(&mut api.paths.paths);
     api.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     for item in api.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.put, &mut item.post, &mut item.delete].into_iter().flatten() {
+        for operation in
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
+        {
             name(operation);
             add_refusal(operation);
         }
@@ -123,6 +125,8 @@ fn described() -> OpenApiRouter<App> {
             tag("computers", "Made, looked at, started, stopped, removed"),
             tag("steps", "Commands and their output"),
             tag("files", "Files and trees inside a computer"),
+            tag("ports", "What listens inside a computer, and connections to it"),
+            tag("net", "What a computer may reach, and what it did reach"),
             tag("images", "What computers start from"),
             tag("service", "The daemon itself"),
         ]))
@@ -149,6 +153,11 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(files::list))
         .routes(routes!(files::watch))
         .routes(routes!(tar::pack, tar::unpack))
+        .routes(routes!(ports::list))
+        .routes(routes!(ports::connect))
+        .routes(routes!(net::get, net::change))
+        .routes(routes!(net::check))
+        .routes(routes!(net::log))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
         .routes(routes!(images::build))

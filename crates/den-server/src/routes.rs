@@ -7,6 +7,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) mod computers;
 pub(crate) mod files;
 pub(crate) mod images;
+pub(crate) mod net;
+pub(crate) mod ports;
 pub(crate) mod service;
 pub(crate) mod sockets;
 pub(crate) mod steps;

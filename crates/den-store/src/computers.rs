@@ -11,7 +11,7 @@ use crate::{
     error::{Inside, Op},
 };
 
-const COLUMNS: &str = "id, spec, state, reason, created_at, changed_at, boot_id";
+const COLUMNS: &str = "id, spec, state, reason, created_at, changed_at, boot_id, net";
 
 /// Tells a repeated create from a new one.
 #[derive(Debug, Clone, Copy)]
@@ -52,17 +52,19 @@ impl Store {
         let spec = json(&computer.spec);
         let Computer { id, state, created_at, changed_at, .. } = *computer;
         let (name, reason, boot_id) = (computer.spec.name.clone(), computer.reason.clone(), computer.boot_id.clone());
+        let net = computer.net.clone();
         let asked = idempotency.map(|asked| (asked.key.to_owned(), asked.request_hash.to_owned()));
         let parts = if asked.is_some() { Parts::Several } else { Parts::One };
         self.write(Op::InsertComputer, durability, parts, move |connection| {
             if let Some((key, request_hash)) = asked {
                 claim(connection, key, &request_hash, id, created_at)?;
             }
-            let row = params![blob(id), name.as_str(), spec, state.as_str(), reason, created_at, changed_at, boot_id];
+            let state = state.as_str();
+            let row = params![blob(id), name.as_str(), spec, state, reason, created_at, changed_at, boot_id, net];
             let inserted = connection
                 .prepare_cached(
-                    "INSERT INTO computers (id, name, spec, state, reason, created_at, changed_at, boot_id)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT INTO computers (id, name, spec, state, reason, created_at, changed_at, boot_id, net)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 )?
                 .execute(row);
             match inserted {
@@ -229,10 +231,11 @@ fn fetch(row: Option<&Row<'_>>) -> Result<Option<Computer>, Inside> {
         created_at: row.get(4)?,
         changed_at: row.get(5)?,
         boot_id: row.get(6)?,
+        net: row.get(7)?,
     }))
 }
 
-fn one(changed: usize, computer: ComputerId) -> Result<(), Inside> {
+pub(crate) fn one(changed: usize, computer: ComputerId) -> Result<(), Inside> {
     if changed == 0 { Err(StoreError::NoSuchComputer { computer }.into()) } else { Ok(()) }
 }
 

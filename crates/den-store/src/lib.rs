@@ -38,6 +38,7 @@
 mod computers;
 mod error;
 mod lock;
+mod net;
 mod readers;
 mod schema;
 mod steps;
@@ -57,6 +58,7 @@ use tokio::sync::oneshot;
 
 pub use computers::{Filter, Idempotency};
 pub use error::StoreError;
+pub use net::NetChange;
 pub use steps::Order;
 
 use crate::{error::Op, lock::Lock, readers::Readers, sync::Syncer, writer::Writer};

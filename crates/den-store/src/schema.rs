@@ -65,6 +65,17 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX idempotency_age ON idempotency (created_at);
 
     CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+    // 1 → 2. What a computer may reach, and who changed that when.
+    "ALTER TABLE computers ADD COLUMN net TEXT;       -- the gate's policy as JSON
+
+    CREATE TABLE net_changes (
+        computer     BLOB    NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+        number       INTEGER NOT NULL,
+        at           INTEGER NOT NULL,
+        who          TEXT    NOT NULL,
+        net          TEXT    NOT NULL,            -- the policy from then on
+        PRIMARY KEY (computer, number)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 /// Opens the database for the writer, migrated to the newest schema, with its WAL there.

@@ -6,7 +6,7 @@ use common::{computer, id, step};
 use den_model::{Computer, State, StepEnd};
 use den_store::{
     Durability::{Power, Process},
-    Filter, Idempotency, Order, QUEUE_MAX, Store, StoreError,
+    Filter, Idempotency, NetChange, Order, QUEUE_MAX, Store, StoreError,
 };
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -178,4 +178,51 @@ async fn a_write_happens_though_nobody_awaits_it() {
     drop(store);
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.all_computers().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_computer_may_reach_is_kept_with_who_changed_it() {
+    let (_dir, store) = store();
+    let mut old = computer(1, "old");
+    old.net = None; // As in a row from before there was a gate.
+    store.insert_computer(&old, None, Process).await.unwrap();
+    assert_eq!(store.get_computer(old.id).await.unwrap().unwrap().net, None);
+    assert_eq!(store.net_changes(old.id, 10).await.unwrap(), vec![]);
+
+    let change = |at: i64| NetChange { at, who: "api".into(), net: format!("{{\"posture\":\"open\",\"n\":{at}}}") };
+    for at in 1..=3 {
+        store.set_net(old.id, change(at), Power).await.unwrap();
+    }
+    assert_eq!(store.get_computer(old.id).await.unwrap().unwrap().net, Some(change(3).net));
+    assert_eq!(store.net_changes(old.id, 2).await.unwrap(), vec![change(3), change(2)]);
+    assert_eq!(code(store.set_net(id(9), change(1), Process).await), "no_such_computer");
+
+    store.delete_computer(old.id, Process).await.unwrap();
+    assert_eq!(store.net_changes(old.id, 10).await.unwrap(), vec![]);
+}
+
+#[tokio::test]
+async fn a_store_from_before_the_gate_is_migrated() {
+    let (dir, store) = store();
+    let web = computer(1, "web");
+    store.insert_computer(&web, None, Power).await.unwrap();
+    drop(store);
+    // Back to the first schema, as the first version wrote it.
+    let path = dir.path().join(den_store::FILE);
+    let mut undone = Err("locked".to_owned());
+    for _ in 0..100 {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        undone = connection
+            .execute_batch("ALTER TABLE computers DROP COLUMN net; DROP TABLE net_changes; PRAGMA user_version = 1")
+            .map_err(|error| error.to_string());
+        if undone.is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    undone.unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let found = store.get_computer(web.id).await.unwrap().unwrap();
+    assert_eq!((found.net.as_ref(), found.spec), (None, web.spec));
+    store.check().await.unwrap();
 }

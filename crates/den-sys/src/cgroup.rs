@@ -129,6 +129,32 @@ pub struct Usage {
     pub oom_kills: u64,
 }
 
+/// A way into a cgroup that makes nobody wait.
+///
+/// The kernel moves a process under a lock that every fork and exit on the host takes, and waits for a
+/// grace period of RCU to get it: 15 ms, once per v1 hierarchy. A process that is cloned into a v2
+/// cgroup needs no move; a thread that moves *itself* by a v1 `tasks` file does not need that lock
+/// (`cgroup_procs_write_start` of kernel/cgroup/cgroup.c, Linux 5.12), and what it clones is there too.
+pub struct Door {
+    unified: Option<OwnedFd>,
+    tasks: Vec<OwnedFd>,
+}
+
+impl Door {
+    /// What [`crate::clone::clone_into`] takes.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves this thread through: the v1 part. Whether it may is asked of who opened the door.
+    pub fn enter(&self) -> Result<(), SysError> {
+        for tasks in &self.tasks {
+            rustix::io::write(tasks, b"0").map_err(SysError::rustix("write", "0 to cgroup tasks"))?;
+        }
+        Ok(())
+    }
+}
+
 impl Cgroups {
     /// Makes `<instance>` in every hierarchy and, on v2, hands the controllers down to it.
     pub fn open(instance: &str) -> Result<Self, SysError> {
@@ -196,13 +222,20 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Moves the process `pid` into the cgroup `name`.
-    pub fn attach(&self, name: &str, pid: i32) -> Result<(), SysError> {
-        let text = pid.to_string();
-        for directory in self.directories() {
-            write_below(directory, name, "cgroup.procs", &text)?;
-        }
-        Ok(())
+    /// Opens the cgroup `name` for a process that shall be born in it.
+    pub fn door(&self, name: &str) -> Result<Door, SysError> {
+        let unified = self.unified.as_ref().map(|unified| open_directory(unified.as_fd(), name)).transpose()?;
+        let tasks = self.v1.iter().map(|(_, directory)| {
+            let path = format!("{name}/tasks");
+            rustix::fs::openat(directory, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(SysError::rustix("open", format_args!("cgroup {path}")))
+        });
+        Ok(Door { unified, tasks: tasks.collect::<Result<_, _>>()? })
+    }
+
+    /// The descriptors by which all this is reached.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.directories().collect()
     }
 
     /// Holds the cgroup `name` to `limits`.

@@ -148,3 +148,34 @@ pub fn die_with_parent() {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
     }
 }
+
+/// How many ids, from 0 on, this process's user namespace has; `u32::MAX` in the host's.
+pub fn ids_here() -> u32 {
+    static IDS: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *IDS.get_or_init(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let from_zero = map.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some("0")).then(|| words.nth(1)?.parse().ok()).flatten()
+        });
+        from_zero.unwrap_or(u32::MAX)
+    })
+}
+
+/// Keeps only these capabilities in this thread and in the threads and programs that it starts from
+/// here on; none can be won back. To be called before other threads are started.
+pub fn keep_only(capabilities: &[u32]) -> Result<(), SysError> {
+    rustix::thread::set_no_new_privs(true).map_err(SysError::rustix("prctl(NO_NEW_PRIVS)", ""))?;
+    let mut header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    for capability in capabilities {
+        let half = &mut data[(capability / 32) as usize];
+        half.effective |= 1 << (capability % 32);
+        half.permitted |= 1 << (capability % 32);
+    }
+    // SAFETY: version 3 takes a header and two data structs, which live here; the kernel only reads them.
+    if unsafe { libc::syscall(libc::SYS_capset, &mut header, data.as_ptr()) } != 0 {
+        return Err(SysError::last("capset", ""));
+    }
+    Ok(())
+}

@@ -21,6 +21,13 @@ pub fn hit(name: &str) {
     }
 }
 
+/// Lets this process pass every place from here on: it replaces one that has died of it.
+pub fn disarm() {
+    if let Some(armed) = ARMED.get_or_init(read) {
+        armed.left.store(0, Ordering::Relaxed);
+    }
+}
+
 fn read() -> Option<Armed> {
     let text = std::env::var("DEN_FAILPOINT").ok().filter(|text| !text.is_empty())?;
     let (name, count) = match text.rsplit_once(':') {

@@ -4,6 +4,7 @@
 //! launch    clone, creds, mount (new mount API), seccomp, netlink, cgroup (v1 and v2), launch
 //! agent     spawn, pty, inotify
 //! disk      btrfs, loopdev
+//! gate      transparent (sockets for others' addresses), datagram, splice, netlink
 //! all       socket (descriptors over unix sockets), error, failpoint
 //! ```
 //!
@@ -13,6 +14,7 @@ pub mod btrfs;
 pub mod cgroup;
 pub mod clone;
 pub mod creds;
+pub mod datagram;
 pub mod error;
 pub mod failpoint;
 pub mod inotify;
@@ -24,5 +26,7 @@ pub mod pty;
 pub mod seccomp;
 pub mod socket;
 pub mod spawn;
+pub mod splice;
+pub mod transparent;
 
 pub use error::SysError;

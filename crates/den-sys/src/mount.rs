@@ -44,6 +44,12 @@ impl Detached {
             .map_err(SysError::rustix("move_mount", path))
     }
 
+    /// Attaches it at `name` in the directory `below`, which may be of a detached mount itself (Linux 6.15).
+    pub fn attach_below(&self, below: BorrowedFd<'_>, name: &str) -> Result<(), SysError> {
+        rustix::mount::move_mount(&self.0, "", below, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(SysError::rustix("move_mount", name))
+    }
+
     /// For a descriptor that came from another process.
     pub fn from_fd(fd: OwnedFd) -> Self {
         Self(fd)
@@ -177,8 +183,15 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
         }
     }
     keep.push(writable.0);
-    for (key, value) in [("redirect_dir", "on"), ("metacopy", "off"), ("index", "off")] {
+    for (key, value) in [("metacopy", "off"), ("index", "off")] {
         set(key, value)?;
+    }
+    match crate::creds::ids_here() {
+        u32::MAX => set("redirect_dir", "on")?,
+        // Inside a computer `trusted.*` attributes are out of reach; with those of users a directory of a
+        // layer cannot be renamed in one step (EXDEV, programs copy).
+        _ => rustix::mount::fsconfig_set_flag(fs.as_fd(), "userxattr")
+            .map_err(SysError::rustix("fsconfig", "overlay userxattr"))?,
     }
     let made = {
         let _ids = FsIds::become_owner(plan.base)?;

@@ -4,6 +4,7 @@
 //! House ── den serve --data TMP --run TMP ──► Api (HTTP by hand)   den … (the CLI, as a process)
 //!   │ kill_serve · kill_launcher · restart
 //!   └ drop: den shutdown, then leftovers(run, data) must be empty
+//! Internet ── name server, web sites, raw services, a witness of every packet, in a namespace of its own
 //! ```
 //!
 //! Invariants:
@@ -15,8 +16,10 @@
 pub mod house;
 pub mod http;
 pub mod images;
+pub mod internet;
 pub mod leftovers;
 
 pub use house::{House, Options, Ran, eventually};
 pub use http::{Api, Reply};
+pub use internet::{Internet, Site};
 pub use leftovers::{leftovers, sweep};

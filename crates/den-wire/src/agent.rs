@@ -15,6 +15,7 @@
 //! | `MakeDir`, `Move`, `Remove`, `Chmod`, `Chown`, `Symlink` | | `Done` or `Failed` |
 //! | `Watch` | | `Done` once it is armed, then `Changed`… until either side closes |
 //! | `Dial` | raw bytes | `Done`, then raw bytes without frames; or `Failed` |
+//! | `Ports` | | `Ports`…, `Done`; or `Failed` |
 //!
 //! A step does not depend on its connection: when it closes, the command goes on, its standard
 //! input is closed, and the log has the rest. Paths and arguments are bytes without NUL, as Linux
@@ -205,13 +206,18 @@ pub enum Request {
         #[n(2)]
         rename: Option<ByteVec>,
     },
-    /// Connects to a TCP port inside, on the loopback of the computer.
+    /// Connects to a TCP port inside: on the loopback of the computer, else where it is listened on.
+    /// `shutdown` of one direction is the end of that direction; closing the whole connection before
+    /// both have ended is a reset.
     #[n(18)]
     Dial {
         /// The port.
         #[n(0)]
         port: u16,
     },
+    /// What listens inside.
+    #[n(19)]
+    Ports,
 }
 
 /// A command to run.
@@ -374,6 +380,9 @@ pub enum Reply {
     /// Something under a watch has changed.
     #[n(8)]
     Changed(#[n(0)] Change),
+    /// Some of what listens.
+    #[n(9)]
+    Ports(#[n(0)] Vec<Listening>),
 }
 
 /// The longest time that grown output waits before the host is told, in milliseconds.
@@ -538,6 +547,45 @@ pub struct FileStat {
     /// 512-byte blocks that are allocated.
     #[n(11)]
     pub blocks: u64,
+}
+
+/// A socket that waits for others.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Listening {
+    /// Which protocol.
+    #[n(0)]
+    pub protocol: PortProtocol,
+    /// The address it is bound to: 4 bytes, or 16.
+    #[n(1)]
+    pub address: ByteVec,
+    /// The port.
+    #[n(2)]
+    pub port: u16,
+    /// Whose it is.
+    #[n(3)]
+    pub uid: u32,
+    /// The process that holds it, the first of several; none where it could not be told.
+    #[n(4)]
+    pub pid: Option<u32>,
+    /// That process's short name.
+    #[n(5)]
+    pub command: Option<ByteVec>,
+    /// The beginning of its command line, each word ended by a NUL.
+    #[n(6)]
+    pub argv: Option<ByteVec>,
+}
+
+/// What a port is one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(index_only)]
+pub enum PortProtocol {
+    /// A TCP socket that listens.
+    #[n(0)]
+    Tcp,
+    /// A UDP socket that takes from anyone.
+    #[n(1)]
+    Udp,
 }
 
 /// A change under a watch.

@@ -22,8 +22,8 @@ pub enum Request {
     /// Boots a computer. Answered with `Created` (its pidfd beside it) or `Failed`.
     #[n(1)]
     Create(#[n(0)] Create),
-    /// Ends a computer at once. Answered with `Done` when it is gone and its cgroup, link and
-    /// slot are free; at once if it does not run.
+    /// Ends a computer at once. Answered with `Done` when every process of it is gone; its empty cgroup
+    /// and its link follow. At once if it does not run.
     #[n(2)]
     Kill {
         /// Its id.
@@ -130,6 +130,11 @@ pub enum Reply {
         /// PID 1 of it, as the host counts.
         #[n(1)]
         pid: u32,
+        /// Its link: `l<link>` in the gate's namespace, with the index 1000 + link. 0 where a launcher
+        /// is too old to say.
+        #[n(2)]
+        #[cbor(default)]
+        link: u64,
     },
     /// It boots: its agent listens.
     #[n(2)]
@@ -140,6 +145,10 @@ pub enum Reply {
         /// Whether a husk was ready.
         #[n(1)]
         pooled: bool,
+        /// Its link, as in `Running`.
+        #[n(2)]
+        #[cbor(default)]
+        link: u64,
     },
     /// It is done.
     #[n(3)]

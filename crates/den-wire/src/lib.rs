@@ -26,7 +26,9 @@ pub mod log;
 pub use frame::{Frame, FrameKind, WireError, read_frame, write_end, write_frame, write_message};
 
 /// Version of this protocol: 1 is the first. Goes up by one with each addition.
-pub const VERSION: u16 = 1;
+///
+/// 2: `Ports`; a dialled connection that is closed as a whole is a reset.
+pub const VERSION: u16 = 2;
 
 /// The longest payload of one frame, in bytes. A longer one is refused before it is read.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! `den bench`: how fast this daemon is on this machine, beside a rival in the same run.
 //!
 //! ```text
-//! names ─► Bench ── measures: create · exec · copy · memory ─► Report ─► table or JSON
+//! names ─► Bench ── measures: create · exec · copy · network · memory ─► Report ─► table or JSON
 //!             └── rival: podman or docker, the same root, the same machine
 //! ```
 //!
@@ -10,16 +10,18 @@
 //!   run fails or is interrupted.
 //! - A figure that misses its goal is printed like any other, and said to miss.
 //!
-//! Deliberately absent: anything but the public API and the `den` program itself. What it measures
-//! is what a user gets.
+//! Deliberately absent: anything but the public API, the `den` program itself and, for the network,
+//! a place on the outside to talk to. What it measures is what a user gets.
 
 mod create;
 mod exec;
 mod flow;
 mod machine;
 mod memory;
+mod net;
 mod report;
 mod rival;
+mod upstream;
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -34,7 +36,7 @@ use crate::{
 };
 
 /// What is measured, in the order of the table.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 16] = [
     "create",
     "create_exec",
     "remove",
@@ -45,7 +47,11 @@ const NAMES: [&str; 12] = [
     "cp_in_mb_s",
     "cp_out_mb_s",
     "output_mb_s",
+    "net_download_gbit",
+    "net_connects_s",
+    "net_latency_ms",
     "create_300_ratio",
+    "net_300_ratio",
     "idle_1000",
 ];
 
@@ -65,7 +71,7 @@ const CROWD_PARALLEL: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: den bench create exec --rival podman")]
 pub struct BenchArgs {
-    /// What to measure [default: all but idle_1000]
+    /// What to measure [default: all but idle_1000; net_* as root]
     #[arg(value_name = "NAME", value_parser = NAMES)]
     names: Vec<String>,
     /// What to measure beside it, with the same root and on the same machine
@@ -175,13 +181,18 @@ impl Bench {
             "cp_in_mb_s" => flow::copy_in(self).await,
             "cp_out_mb_s" => flow::copy_out(self).await,
             "output_mb_s" => flow::output(self).await,
+            "net_download_gbit" => net::download(self).await,
+            "net_connects_s" => net::connects(self).await,
+            "net_latency_ms" => net::latency(self).await,
+            "net_300_ratio" => net::beside_300(self).await,
             _ => unreachable!("clap takes names of NAMES only"),
         }
     }
 
     fn wanted(&self, name: &str) -> bool {
         match self.args.names.is_empty() {
-            true => name != ON_DEMAND,
+            // The network is measured from a namespace that only root can make.
+            true => name != ON_DEMAND && (!name.starts_with("net_") || rustix::process::geteuid().is_root()),
             false => self.args.names.iter().any(|wanted| wanted == name),
         }
     }

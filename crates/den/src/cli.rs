@@ -60,6 +60,15 @@ enum Command {
     Log(cmd::log::LogArgs),
     /// Back to a running step
     Attach(cmd::exec::AttachArgs),
+    /// Ports of this host that lead to ports inside, loopback-only servers included
+    #[command(alias = "port-forward", alias = "fwd")]
+    Forward(cmd::forward::ForwardArgs),
+    /// What a computer may reach, and what it did reach
+    #[command(alias = "network")]
+    Net(cmd::net::NetArgs),
+    /// What listens inside
+    #[command(alias = "port", alias = "listeners")]
+    Ports(cmd::ports::PortsArgs),
     /// End all processes of computers; their disks stay
     Stop(cmd::computers::StopArgs),
     /// Boot stopped computers
@@ -77,6 +86,9 @@ enum Command {
     Shutdown(cmd::misc::ShutdownArgs),
     /// Who answers: version, data folder, storage
     Version,
+    /// Carries the network of all computers; the daemon starts it
+    #[command(hide = true)]
+    Gate(cmd::gate::GateArgs),
 }
 
 /// Does what the command line says.
@@ -93,6 +105,9 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Cp(args) => client(cmd::cp::run(&global, args)),
         Command::Log(args) => client(cmd::log::run(&global, args)),
         Command::Attach(args) => client(cmd::exec::attach(&global, args)),
+        Command::Forward(args) => client(cmd::forward::run(&global, args)),
+        Command::Net(args) => client(cmd::net::run(&global, args)),
+        Command::Ports(args) => client(cmd::ports::run(&global, args)),
         Command::Stop(args) => client(cmd::computers::stop(&global, args)),
         Command::Start(args) => client(cmd::computers::start(&global, args)),
         Command::Image(command) => client(cmd::image::run(&global, command)),
@@ -101,6 +116,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Completions(args) => cmd::misc::completions(&args),
         Command::Shutdown(args) => client(cmd::misc::shutdown(&global, args)),
         Command::Version => client(cmd::misc::version(&global)),
+        Command::Gate(args) => cmd::gate::run(args),
     }
 }
 

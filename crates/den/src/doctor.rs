@@ -1,7 +1,7 @@
 //! What this host can do, found out by trying, and the command that mends what it cannot.
 //!
 //! ```text
-//! examine(DATA, RUN) ─► kernel · cgroups · disk · devices · host ─► Report: one Check a line
+//! examine(DATA, RUN) ─► kernel · cgroups · disk · devices · net · host ─► Report: one Check a line
 //! ```
 //!
 //! Invariants:
@@ -19,6 +19,7 @@ mod devices;
 mod disk;
 mod host;
 mod kernel;
+mod net;
 
 use std::{
     fmt::Write as _,
@@ -87,6 +88,7 @@ pub fn examine(data: &Path, run: &Path) -> Report {
     checks.extend(cgroups::checks());
     checks.extend(disk::checks(data, &near));
     checks.extend(devices::checks());
+    checks.extend(net::checks());
     checks.extend(host::checks(run));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }

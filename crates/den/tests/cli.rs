@@ -65,8 +65,8 @@ fn help_is_short_and_whole() {
     let (code, help, _) = alone(&["--help"]);
     assert_eq!(code, 0);
     for word in [
-        "serve", "new", "ls", "info", "rm", "exec", "sh", "cp", "log", "attach", "stop", "start", "image", "doctor",
-        "bench",
+        "serve", "new", "ls", "info", "rm", "exec", "sh", "cp", "log", "attach", "net", "stop", "start", "image",
+        "doctor", "bench",
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(word)), "`{word}` in {help}");
         let (code, text, stderr) = alone(&[word, "--help"]);

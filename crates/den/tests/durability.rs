@@ -297,13 +297,15 @@ fn a_kill_at_each_point_of_start() {
 }
 
 #[test]
-fn a_launcher_that_dies_at_any_of_its_points_is_followed_by_another() {
+fn a_launcher_or_builder_that_dies_at_any_of_its_points_is_followed_by_another() {
     // With a number: not the first time, but in the middle of work.
     for point in [
-        "launcher.cgroup",
-        "launcher.cgroup:11",
-        "launcher.cloned",
-        "launcher.cloned:11",
+        "builder.cgroup",
+        "builder.cgroup:11",
+        "builder.cloned",
+        "builder.cloned:11",
+        "builder.husk:11",
+        "builder.unmake:2",
         "launcher.husk:2",
         "launcher.husk:11",
         "launcher.taken",
@@ -332,6 +334,13 @@ fn a_launcher_that_dies_at_any_of_its_points_is_followed_by_another() {
                 });
             }
             launchers.insert(house.launcher().as_raw_nonzero());
+        }
+        if point.starts_with("builder.") {
+            // The launcher has made itself another builder and goes on.
+            let log = std::fs::read_to_string(house.run_dir().join("launcher.log")).expect("launcher.log");
+            assert!(log.contains("the builder died") && launchers.len() == 1, "{point}: {launchers:?}\n{log}");
+            house.close();
+            continue;
         }
         // The first husk is made while the daemon starts: then the first launcher was not seen.
         if point.contains(':') || ["launcher.taken", "launcher.record", "launcher.kill"].contains(&point) {

@@ -461,6 +461,13 @@ fn a_full_disk_is_said_and_harms_nobody() {
     api.put(&format!("{FILES}?path=/root/file"), b"old").expect(200);
     api.put(&format!("{FILES}?path=/root/file"), &noise(100 << 20)).refusal(507, "disk_full");
     assert_eq!(api.get(&format!("{FILES}?path=/root/file")).expect(200).text(), "old");
+    // The same from a file, which is refused before all of it was sent.
+    let large = house.scratch().join("large");
+    std::fs::write(&large, noise(100 << 20)).expect("a file");
+    let large = large.to_str().expect("text");
+    house.den(&["cp", large, "web:/root/file"]).refused(1, "no room is left");
+    house.den(&["cp", large, "db:/no/such/folder/file"]).refused(1, "/no/such/folder");
+    assert_eq!(api.get(&format!("{FILES}?path=/root/file")).expect(200).text(), "old");
     let ran = house.sh("web", "head -c 200M /dev/urandom > /root/big; sync; true");
     assert!(ran.stderr.contains("Disk quota exceeded") || ran.stderr.contains("No space left"), "{ran:?}");
     // The neighbour and the computer itself are well, and space comes back.

@@ -90,7 +90,11 @@ fn what_cannot_be_started_says_what_a_shell_would() {
     api.post(path, &json!({"argv": ["true"], "cwd": "/no/such"})).refusal(400, "no_such_cwd");
     api.post(path, &json!({"argv": ["true"], "cwd": "/root/data"})).refusal(400, "no_such_cwd");
     api.post(path, &json!({"argv": ["true"], "user": "nobody-here"})).refusal(400, "no_such_user");
-    api.post(path, &json!({"argv": []})).refusal(400, "bad_request");
+    for argv in [json!([]), json!([""]), json!(["", "x"])] {
+        let error = api.post(path, &json!({ "argv": argv })).refusal(400, "bad_request");
+        assert!(error["hint"].as_str().is_some_and(|hint| hint.contains("den exec")), "{error}");
+    }
+    house.den(&["exec", "web", "--", ""]).refused(1, "the command is an empty word\nhint: ");
     api.post(path, &json!({"argv": ["a\u{0}b"]})).refusal(400, "bad_request");
     api.post(path, &json!({"argv": ["true"], "stdin": "no base64!"})).refusal(400, "bad_request");
     house.den(&["exec", "web", "--cwd", "/no/such", "--", "true"]).refused(1, "/no/such");

@@ -5,6 +5,7 @@
 //!    Exec, Attach, Signal ... ─► `step`, `exec`: on the one thread, never waiting for a connection
 //!    Dial                     ─► `dial`: on the one thread
 //!    files, archives, watches ─► `files`: a thread for each, made for it and gone with it
+//!    Ports                    ─► `ports`: the same
 //! SIGCHLD ─► `reap` ─► the step whose first process it was
 //! ```
 //!
@@ -21,6 +22,7 @@ mod failure;
 mod files;
 mod log;
 mod output;
+mod ports;
 mod reap;
 mod session;
 mod step;
@@ -160,12 +162,15 @@ async fn handle(agent: Rc<Agent>, mut conn: Conn) {
     }
 }
 
-/// Runs a file operation on a thread of its own.
+/// Runs a file operation, or a look at all processes, on a thread of its own.
 async fn on_a_thread(conn: Conn, request: Request) {
     let Ok(blocking) = conn.into_blocking() else { return };
     let Ok(spare) = blocking.try_clone() else { return };
     let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
-    if let Err(error) = thread.spawn(move || files::run(request, blocking)) {
+    if let Err(error) = thread.spawn(move || match request {
+        Request::Ports => ports::run(blocking),
+        request => files::run(request, blocking),
+    }) {
         let reply = Reply::Failed(failure(FailureKind::NoProcesses, "thread", error.raw_os_error()));
         // Short enough for the empty buffer of a socket that nothing was sent on.
         let _ = rustix::net::send(spare.as_fd(), &den_wire::frame::message_bytes(&reply), SEND_NOW);

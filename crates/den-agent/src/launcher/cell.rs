@@ -8,14 +8,7 @@ use std::path::{Path, PathBuf};
 use den_sys::SysError;
 use den_sys::mount::Detached;
 
-/// Ids of one computer: enough for the subordinate ids of a user inside.
-pub(super) const IDS_PER_SLOT: u32 = 1 << 18;
-/// Slots of one launcher; so many computers and husks at once.
-pub(super) const SLOTS: u32 = 2048;
-/// First host id that Den gives out.
-const IDS_FIRST: u32 = 1 << 28;
-/// How many launchers can share a host.
-const REGIONS: u32 = 7;
+use super::ids::ids;
 
 /// One cell.
 pub(super) struct Cell {
@@ -92,9 +85,49 @@ pub(super) fn parse_cgroup_name(name: &str) -> Option<u64> {
     name.strip_prefix('c')?.parse().ok()
 }
 
+/// Numbers of cells. None is given out twice in one RUN while its folder is kept, whatever is killed: a
+/// link that the kernel is still taking away would have the new one's name and index.
+pub(super) struct Sequences {
+    next: u64,
+    reserved: u64,
+    path: PathBuf,
+}
+
+impl Sequences {
+    /// So many are written down as used at a time.
+    const BLOCK: u64 = 1024;
+
+    /// Goes on after all that were given out.
+    pub(super) fn open(run: &Path) -> Self {
+        let path = run.join("sequence");
+        let next = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1);
+        Self { next, reserved: next, path }
+    }
+
+    /// A number that is found in use was given out.
+    pub(super) fn seen(&mut self, sequence: u64) {
+        self.next = self.next.max(sequence + 1);
+    }
+
+    /// A new one.
+    pub(super) fn take(&mut self) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        if sequence >= self.reserved {
+            self.reserved = sequence + Self::BLOCK;
+            let half = self.path.with_extension("half");
+            let written = fs::write(&half, self.reserved.to_string()).and_then(|()| fs::rename(&half, &self.path));
+            if let Err(error) = written {
+                eprintln!("warning: writing {}: {error}", self.path.display());
+            }
+        }
+        sequence
+    }
+}
+
 /// Slots of host ids, none of which another launcher on this host gives out.
 pub(super) struct Slots {
-    first: u32,
+    region: u32,
     free: Vec<u32>,
     _lock: fs::File,
 }
@@ -106,14 +139,13 @@ impl Slots {
         fs::create_dir_all(locks).map_err(|error| SysError::io("mkdir", locks, &error))?;
         let memory = run.join("region");
         let before = fs::read_to_string(&memory).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        for region in before.into_iter().chain(0..REGIONS).filter(|region| *region < REGIONS) {
+        for region in before.into_iter().chain(0..ids().regions).filter(|region| *region < ids().regions) {
             let path = locks.join(region.to_string());
             let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
             let file = file.map_err(|error| SysError::io("open", &path, &error))?;
             if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
                 fs::write(&memory, region.to_string()).map_err(|error| SysError::io("write", &memory, &error))?;
-                let first = IDS_FIRST + region * SLOTS * IDS_PER_SLOT;
-                return Ok(Self { first, free: (0..SLOTS).rev().collect(), _lock: file });
+                return Ok(Self { region, free: (0..ids().slots).rev().collect(), _lock: file });
             }
         }
         Err(SysError::new("flock", "every range of ids has a launcher", rustix::io::Errno::BUSY.raw_os_error()))
@@ -136,7 +168,7 @@ impl Slots {
 
     /// The host id that 0 inside has.
     pub(super) fn base(&self, slot: u32) -> u32 {
-        self.first + slot * IDS_PER_SLOT
+        ids().base(self.region, slot)
     }
 }
 

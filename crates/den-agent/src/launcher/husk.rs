@@ -1,13 +1,13 @@
 //! The making of a husk, and how it becomes a computer.
 //!
 //! ```text
-//! launcher                     helper (own user namespace)      husk (all namespaces, below it)
-//! clone as owner BASE ───────► wait
+//! builder                      helper (own user namespace)      husk (all namespaces, below it)
+//! clone as owner BASE ───────► enter cgroups, wait
 //! write maps 0→BASE ─────────► become 0, set limits on nesting
 //!                              clone sibling ─────────────────► wait
 //!                  ◄─── pid ── write maps 0→0, exit
-//! cgroups, limits, link ──────────────────────────────────────► mounts, loopback
-//!                  ◄──────────────────────────────────── ready  parked
+//! limits, link ───────────────────────────────────────────────► mounts, loopback, eth0
+//! launcher         ◄──────────────────────────────────── ready  parked
 //! take: overlay, /dev, listener, agent ───────────────────────► attach, pivot, drop, exec
 //!                  ◄─────────────────────── (socket closes) or the stage and errno of a failure
 //! ```
@@ -15,23 +15,25 @@
 //! Two levels of user namespaces, since root of a namespace may raise the limits in its own
 //! /proc/sys/user, but not those of the level above. Its owner is BASE and not the host's root:
 //! inotify instances and the like are counted against the owner, so one computer cannot use up
-//! everybody's.
+//! everybody's. The builder clones both as siblings: the launcher is their parent and collects them.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use den_sys::SysError;
+use den_sys::cgroup::Door;
 use den_sys::clone::{self, Cloned};
 use den_sys::creds::{self, EffectiveIds};
-use den_sys::mount::{self, Detached};
-use den_sys::netlink::Netlink;
+use den_sys::mount::{self, Access, Detached};
 use den_sys::seccomp::Filter;
 use den_sys::socket;
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
-use super::cell::{IDS_PER_SLOT, Parts};
+use super::cell::Parts;
+use super::ids::ids;
+use super::net;
 
 /// Namespaces that a computer may nest, per kind. A network namespace takes about 100 KB that no
 /// memory limit counts.
@@ -50,7 +52,7 @@ const NESTING: [(&str, &str); 8] = [
 const PTYS_MAX: &str = "256";
 /// Size of /run.
 const RUN_BYTES: &str = "64m";
-/// How long the launcher waits for the helper.
+/// How long the builder waits for the helper.
 const HELPER_SECONDS: u64 = 5;
 
 /// Where the husk's own socket lies; what it opens comes after.
@@ -84,35 +86,34 @@ pub(super) struct Take {
 /// What a husk says when it is parked.
 pub(super) const PARKED: &[u8] = b"parked";
 
-/// A husk's first process, which prepares itself while the launcher goes on.
+/// A husk's first process, which prepares itself once it is let [`go`].
 pub(super) struct Started {
     pub pid: i32,
     pub parts: Parts,
 }
 
-/// Clones helper and husk. The husk waits for [`go`] before it does anything.
-pub(super) fn start(base: u32, filter: &Filter) -> Result<Started, SysError> {
+/// Clones helper and husk into the cgroup behind `door`, as siblings of this process. The husk waits
+/// for [`go`] before it does anything.
+pub(super) fn start(base: u32, door: &Door, filter: &Filter) -> Result<Started, SysError> {
     let dev = make_dev(base)?;
     let (ours, theirs) = socket::packet_pair()?;
     let owner = EffectiveIds::become_owner(base)?;
-    let helper = match clone::clone(clone::USER_NAMESPACE)? {
+    let helper = match clone::clone_into(clone::USER_NAMESPACE | clone::SIBLING, door.unified())? {
         Cloned::Parent(helper) => helper,
         Cloned::Child => {
             std::mem::forget(owner);
-            run_helper(theirs, filter)
+            run_helper(theirs, door, filter)
         }
     };
     drop(owner);
     drop(theirs);
-    let started = introduce(&ours, helper.pid, base);
-    clone::reap(helper.pid, true);
-    let (pid, namespace) = started?;
+    let (pid, namespace) = introduce(&ours, helper.pid, base)?;
     Ok(Started { pid, parts: Parts { socket: ours, namespace, dev } })
 }
 
 /// Gives the helper its ids and learns of the husk.
 fn introduce(socket: &OwnedFd, helper: i32, base: u32) -> Result<(i32, OwnedFd), SysError> {
-    let map = format!("0 {base} {IDS_PER_SLOT}\n");
+    let map = format!("0 {base} {}\n", ids().per_slot);
     write_proc(&format!("/proc/{helper}/uid_map"), &map)?;
     write_proc(&format!("/proc/{helper}/gid_map"), &map)?;
     let path = format!("/proc/{helper}/ns/user");
@@ -132,7 +133,7 @@ fn introduce(socket: &OwnedFd, helper: i32, base: u32) -> Result<(i32, OwnedFd),
     Err(parse_failure(&answer[..length]).unwrap_or_else(|| SysError::new("helper", "ended early", 0)))
 }
 
-/// Lets a husk prepare itself, once its cgroup and link are there.
+/// Lets a husk prepare itself, once its link is there.
 pub(super) fn go(socket: &OwnedFd) -> Result<(), SysError> {
     socket::send(socket, b"go", &[]).map(drop)
 }
@@ -155,8 +156,11 @@ fn fail(socket: BorrowedFd<'_>, error: &SysError) -> ! {
     clone::exit_now(1)
 }
 
-fn run_helper(socket: OwnedFd, filter: &Filter) -> ! {
-    // Everything else that the launcher has open is closed here: a copy of another husk's socket
+fn run_helper(socket: OwnedFd, door: &Door, filter: &Filter) -> ! {
+    if let Err(error) = door.enter() {
+        fail(socket.as_fd(), &error);
+    }
+    // Everything else that the builder has open is closed here: a copy of another husk's socket
     // would keep it from noticing the launcher's end.
     if clone::place(socket.as_fd(), SOCKET).is_err() {
         clone::exit_now(1);
@@ -184,7 +188,7 @@ fn help(socket: &OwnedFd, filter: &Filter) -> Result<(), SysError> {
         Cloned::Parent(husk) => husk,
         Cloned::Child => run_husk(filter),
     };
-    let map = format!("0 0 {IDS_PER_SLOT}\n");
+    let map = format!("0 0 {}\n", ids().per_slot);
     let introduced = write_proc(&format!("/proc/{}/uid_map", husk.pid), &map)
         .and_then(|()| write_proc(&format!("/proc/{}/gid_map", husk.pid), &map))
         .and_then(|()| socket::send(socket, &husk.pid.to_ne_bytes(), &[]));
@@ -242,9 +246,9 @@ impl Prepared {
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let new = mount::new_filesystem;
         let ptys = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", PTYS_MAX)];
-        // The root of what `cgroup` shows is the cgroup that the launcher has just put us in.
+        // The root of what `cgroup` shows is the cgroup that we were born in.
         clone::unshare(clone::Unshare::Cgroup)?;
-        Netlink::open()?.set_up(1)?;
+        net::set_up_inside()?;
         Ok(Self {
             proc: new("proc", &[], quiet)?,
             // Read-only as a mount, not as a file system: else no writable one could be mounted
@@ -391,9 +395,12 @@ fn make_dev(base: u32) -> Result<Detached, SysError> {
     }
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, clone::device(major, minor))
-            .map_err(SysError::rustix("mknod", name))?;
-        own(name)?;
+        match rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, clone::device(major, minor)) {
+            Ok(()) => own(name)?,
+            // Inside a computer no devices are made: its own are shown to those in it.
+            Err(rustix::io::Errno::PERM) => show_device(&dev, name)?,
+            Err(errno) => return Err(SysError::new("mknod", name, errno.raw_os_error())),
+        }
     }
     for (target, name) in [
         ("/proc/self/fd", "fd"),
@@ -407,6 +414,13 @@ fn make_dev(base: u32) -> Result<Detached, SysError> {
         own(name)?;
     }
     Ok(dev)
+}
+
+/// Puts this process's own device there.
+fn show_device(dev: &Detached, name: &str) -> Result<(), SysError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666)).map_err(SysError::rustix("create", name))?;
+    Detached::of_tree(&Path::new("/dev").join(name), None, Access::ReadWrite)?.attach_below(dev.as_fd(), name)
 }
 
 fn write_proc(path: &str, text: &str) -> Result<(), SysError> {

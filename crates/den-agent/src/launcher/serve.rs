@@ -15,8 +15,10 @@ use rustix::event::epoll;
 use rustix::net::SocketType;
 
 use super::Settings;
-use super::cell::{self, Cell, Parts, Phase, Record, Slots};
+use super::builder::{self, Builder, News, Order, Tools};
+use super::cell::{self, Cell, Parts, Phase, Record, Sequences, Slots};
 use super::husk::{self, Take};
+use super::ids::ids;
 use super::net::GateNet;
 
 /// Husks that are kept ready until `serve` says otherwise.
@@ -28,33 +30,35 @@ const REFILL_AFTER: Duration = Duration::from_millis(30);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Creates that wait for a husk, at most.
 const WAITING_MAX: usize = 4096;
-/// How long a cgroup may stay busy after its last process was reaped.
-const CGROUP_TRIES: u32 = 50;
+/// Husks that are ordered at once: the builder goes on while the loop is at something else.
+const BUILDS_AHEAD: u32 = 2;
 
 const LISTENER: u64 = 0;
 const CLIENT: u64 = 1 << 56;
 const SOCKET: u64 = 2 << 56;
 const PROCESS: u64 = 3 << 56;
+const BUILDER: u64 = 4 << 56;
 const KIND: u64 = 0xff << 56;
 
 pub(super) struct Launcher {
     run: PathBuf,
     epoll: OwnedFd,
     listener: OwnedFd,
-    cgroups: Cgroups,
-    net: GateNet,
+    tools: Tools,
+    builder: Builder,
     layers_by: LayersBy,
     slots: Slots,
-    filter: Filter,
+    sequences: Sequences,
     cells: HashMap<u64, Cell>,
     by_id: HashMap<String, u64>,
     parked: VecDeque<u64>,
     building: u32,
     waiting: VecDeque<(u64, Create)>,
     clients: HashMap<u64, OwnedFd>,
+    /// Clients that did not take the whole list of computers at once, and what is still to come.
+    introducing: HashMap<u64, Vec<u64>>,
     agents: HashMap<String, OwnedFd>,
     next_client: u64,
-    next_sequence: u64,
     pool: u32,
     last_create: Instant,
     last_failure: Option<Instant>,
@@ -76,10 +80,12 @@ impl Launcher {
         }
         let pid_path = run.join("launcher.pid");
         fs::write(&pid_path, std::process::id().to_string()).map_err(|e| SysError::io("write", &pid_path, &e))?;
+        let lock_of_builder = Tools::lock(&run)?;
         let instance = cgroup::instance_of(&run);
         let cgroups = Cgroups::open(&instance)?;
         let net = GateNet::open(&run.join("gate.netns"))?;
         let slots = Slots::open(&run)?;
+        let sequences = Sequences::open(&run);
         let listener = socket::listen(&run.join("launcher.sock"), SocketType::SEQPACKET, 512)?;
         rustix::io::ioctl_fionbio(&listener, true).map_err(SysError::rustix("ioctl(FIONBIO)", "listener"))?;
 
@@ -91,8 +97,11 @@ impl Launcher {
             .map_err(SysError::rustix("chmod", stage.display()))?;
         let keep: Vec<PathBuf> =
             settings.keep.iter().map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone())).collect();
+        // Devices of its own are all that a Den inside a computer can give to those in it.
+        let nested = den_sys::creds::ids_here() != u32::MAX;
         mount::own_namespace(|point| {
             point == Path::new("/proc")
+                || nested && point.starts_with("/dev")
                 || point == Path::new("/sys")
                 || keep.iter().any(|path| path.starts_with(point) || point.starts_with(path))
         })?;
@@ -110,20 +119,20 @@ impl Launcher {
             run,
             epoll,
             listener,
-            cgroups,
-            net,
+            tools: Tools { cgroups, net, filter: Filter::of_a_computer(), lock: lock_of_builder },
+            builder: Builder::new(),
             layers_by,
             slots,
-            filter: Filter::of_a_computer(),
+            sequences,
             cells: HashMap::new(),
             by_id: HashMap::new(),
             parked: VecDeque::new(),
             building: 0,
             waiting: VecDeque::new(),
             clients: HashMap::new(),
+            introducing: HashMap::new(),
             agents: HashMap::new(),
             next_client: 1,
-            next_sequence: 1,
             pool: POOL_DEFAULT,
             last_create: Instant::now(),
             last_failure: None,
@@ -151,7 +160,7 @@ impl Launcher {
             };
             watch(&self.epoll, &pidfd, PROCESS | record.sequence)?;
             self.slots.claim(record.slot);
-            self.next_sequence = self.next_sequence.max(record.sequence + 1);
+            self.sequences.seen(record.sequence);
             self.by_id.insert(id.clone(), record.sequence);
             self.cells.insert(
                 record.sequence,
@@ -164,14 +173,16 @@ impl Launcher {
                 },
             );
         }
-        for name in self.cgroups.list() {
-            let sequence = cell::parse_cgroup_name(&name);
-            if let Some(sequence) = sequence {
-                self.next_sequence = self.next_sequence.max(sequence + 1);
-            }
-            if sequence.is_none_or(|sequence| !self.cells.contains_key(&sequence)) {
-                self.cgroups.kill(&name);
-                self.remove_cgroup(&name);
+        for name in self.tools.cgroups.list() {
+            match cell::parse_cgroup_name(&name) {
+                Some(sequence) => {
+                    self.sequences.seen(sequence);
+                    if !self.cells.contains_key(&sequence) {
+                        self.tools.cgroups.kill(&name);
+                        self.builder.order(Order::Unmake { sequence, slot: None });
+                    }
+                }
+                None => builder::remove_cgroup(&self.tools.cgroups, &name),
             }
         }
         Ok(())
@@ -182,7 +193,7 @@ impl Launcher {
         let mut events = Vec::with_capacity(64);
         loop {
             events.clear();
-            let timeout = self.refill();
+            let timeout = [self.refill(), self.tend()].into_iter().flatten().min();
             let timeout = timeout
                 .map(|t| rustix::event::Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
@@ -197,11 +208,13 @@ impl Launcher {
                     CLIENT => self.on_client(subject),
                     SOCKET => self.on_husk(subject),
                     PROCESS => self.on_end(subject),
+                    BUILDER => self.on_builder(),
                     _ => self.on_listener(),
                 }
             }
             if let Some(client) = self.exit
                 && self.cells.is_empty()
+                && self.builder.is_idle()
             {
                 let _ = fs::remove_file(self.run.join("launcher.sock"));
                 let _ = fs::remove_file(self.run.join("launcher.pid"));
@@ -211,83 +224,88 @@ impl Launcher {
         }
     }
 
-    /// Makes a husk if one is wanted now; returns how long the loop may sleep.
+    /// Orders husks if some are wanted now; returns how long the loop may sleep.
     fn refill(&mut self) -> Option<Duration> {
-        let ready = self.parked.len() as u32 + self.building;
-        let wanted = self.pool + self.waiting.len() as u32;
-        if self.exit.is_some() || ready >= wanted {
-            return None;
-        }
-        if let Some(failure) = self.last_failure
-            && failure.elapsed() < RETRY_AFTER
-        {
-            return Some(RETRY_AFTER - failure.elapsed());
-        }
-        let quiet = self.last_create.elapsed();
-        if self.waiting.is_empty() && ready > self.pool / 4 && quiet < REFILL_AFTER {
-            return Some(REFILL_AFTER - quiet);
-        }
-        match self.build() {
-            Ok(()) => {
-                self.last_failure = None;
-                Some(Duration::ZERO)
+        loop {
+            let ordered = self.builder.husks();
+            let ready = self.parked.len() as u32 + self.building + ordered;
+            let wanted = self.pool + self.waiting.len() as u32;
+            if self.exit.is_some() || ready >= wanted || ordered >= BUILDS_AHEAD {
+                return None;
             }
-            Err(error) => {
-                eprintln!("warning: a husk could not be made: {error}");
-                self.last_failure = Some(Instant::now());
-                if ready == 0 {
-                    // Nobody is left who could serve them.
-                    for (client, _) in std::mem::take(&mut self.waiting) {
-                        self.refuse(client, &error);
+            if let Some(failure) = self.last_failure
+                && failure.elapsed() < RETRY_AFTER
+            {
+                return Some(RETRY_AFTER - failure.elapsed());
+            }
+            let quiet = self.last_create.elapsed();
+            if self.waiting.is_empty() && ready > self.pool / 4 && quiet < REFILL_AFTER {
+                return Some(REFILL_AFTER - quiet);
+            }
+            match self.slots.take() {
+                Some(slot) => {
+                    let (sequence, base) = (self.sequences.take(), self.slots.base(slot));
+                    self.builder.order(Order::Build { sequence, slot, base });
+                }
+                None => {
+                    self.not_built(&SysError::new("slots", "all in use", rustix::io::Errno::AGAIN.raw_os_error()));
+                    return Some(RETRY_AFTER);
+                }
+            }
+        }
+    }
+
+    /// A husk could not be made.
+    fn not_built(&mut self, error: &SysError) {
+        eprintln!("warning: a husk could not be made: {error}");
+        self.last_failure = Some(Instant::now());
+        if self.parked.len() as u32 + self.building + self.builder.husks() == 0 {
+            // Nobody is left who could serve them.
+            for (client, _) in std::mem::take(&mut self.waiting) {
+                self.refuse(client, error);
+            }
+        }
+    }
+
+    /// Sends the builder what it can take; returns how long the loop may sleep.
+    fn tend(&mut self) -> Option<Duration> {
+        self.builder.tend(&self.tools, |socket| watch(&self.epoll, socket, BUILDER))
+    }
+
+    fn on_builder(&mut self) {
+        while let Some(news) = self.builder.news() {
+            match news {
+                News::Built { sequence, slot, pid, pidfd, parts } => {
+                    failpoint::hit("launcher.husk");
+                    self.last_failure = None;
+                    let watched = watch(&self.epoll, &parts.socket, SOCKET | sequence)
+                        .and_then(|()| watch(&self.epoll, &pidfd, PROCESS | sequence));
+                    if watched.is_err() || self.exit.is_some() {
+                        let _ = clone::kill(&pidfd);
+                    }
+                    if let Err(error) = watched {
+                        self.builder.order(Order::Unmake { sequence, slot: Some(slot) });
+                        self.not_built(&error);
+                        continue;
+                    }
+                    self.building += 1;
+                    let phase = Phase::Building(parts);
+                    self.cells.insert(sequence, Cell { sequence, slot: Some(slot), pid, pidfd, phase });
+                }
+                News::Failed { slot, error } => {
+                    self.slots.give(slot);
+                    self.not_built(&error);
+                }
+                News::Unmade { slot } => {
+                    if let Some(slot) = slot {
+                        self.slots.give(slot);
                     }
                 }
-                Some(RETRY_AFTER)
+                News::Died => eprintln!("warning: the builder died; there will be another"),
             }
         }
-    }
-
-    fn build(&mut self) -> Result<(), SysError> {
-        let slot =
-            self.slots.take().ok_or(SysError::new("slots", "all in use", rustix::io::Errno::AGAIN.raw_os_error()))?;
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        let made = self.build_in(sequence, slot);
-        if made.is_err() {
-            self.slots.give(slot);
-            self.remove_cgroup(&cell::cgroup_name(sequence));
-        }
-        made
-    }
-
-    fn build_in(&mut self, sequence: u64, slot: u32) -> Result<(), SysError> {
-        let base = self.slots.base(slot);
-        let cgroup = cell::cgroup_name(sequence);
-        self.cgroups.create(&cgroup, base)?;
-        failpoint::hit("launcher.cgroup");
-        let husk::Started { pid, parts } = husk::start(base, &self.filter)?;
-        failpoint::hit("launcher.cloned");
-        let pidfd = clone::pidfd(pid)?;
-        let prepared = self
-            .cgroups
-            .attach(&cgroup, pid)
-            .and_then(|()| self.net.connect(sequence, pid))
-            .inspect(|()| clone::raise_limits(pid))
-            .and_then(|()| husk::go(&parts.socket))
-            .and_then(|()| watch(&self.epoll, &parts.socket, SOCKET | sequence))
-            .and_then(|()| watch(&self.epoll, &pidfd, PROCESS | sequence));
-        if let Err(error) = prepared {
-            let _ = clone::kill(&pidfd);
-            clone::reap(pid, true);
-            self.net.disconnect(sequence);
-            return Err(error);
-        }
-        // The host's OOM killer shall take something inside before PID 1. Refused without
-        // CAP_SYS_RESOURCE; the agent gives its children the usual score again.
-        let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "-900");
-        failpoint::hit("launcher.husk");
-        self.building += 1;
-        self.cells.insert(sequence, Cell { sequence, slot: Some(slot), pid, pidfd, phase: Phase::Building(parts) });
-        Ok(())
+        // Helpers, husks that came to nothing, builders.
+        clone::reap_ended();
     }
 
     fn on_listener(&mut self) {
@@ -302,6 +320,9 @@ impl Launcher {
     }
 
     fn on_client(&mut self, client: u64) {
+        if let Some(rest) = self.introducing.remove(&client) {
+            self.introduce_rest(client, rest);
+        }
         let Some(connection) = self.clients.get(&client) else { return };
         let mut packet = vec![0; PACKET_BYTES_MAX];
         let length = match socket::receive(connection, &mut packet, &mut Vec::new()) {
@@ -312,6 +333,7 @@ impl Launcher {
         };
         if length == 0 {
             self.clients.remove(&client);
+            self.introducing.remove(&client);
             self.waiting.retain(|(waiting, _)| *waiting != client);
             return;
         }
@@ -363,14 +385,15 @@ impl Launcher {
                 }
             },
             Request::SetLimits { id, limits } => {
-                let done = self.cgroup_of(&id).and_then(|name| self.cgroups.limit(&name, &cgroup_limits(&limits)));
+                let done =
+                    self.cgroup_of(&id).and_then(|name| self.tools.cgroups.limit(&name, &cgroup_limits(&limits)));
                 match done {
-                    Ok(()) => self.answer(client, &Reply::Done, None),
+                    Ok(()) => _ = self.answer(client, &Reply::Done, None),
                     Err(error) => self.refuse(client, &error),
                 }
             }
             Request::Pool { target } => {
-                self.pool = target.min(cell::SLOTS / 2);
+                self.pool = target.min(ids().slots / 2);
                 self.last_create = Instant::now() - REFILL_AFTER;
                 while self.parked.len() as u32 > self.pool {
                     let Some(sequence) = self.parked.pop_back() else { break };
@@ -380,7 +403,7 @@ impl Launcher {
             }
             Request::Usage { id } => match self.cgroup_of(&id) {
                 Ok(name) => {
-                    let usage = self.cgroups.usage(&name);
+                    let usage = self.tools.cgroups.usage(&name);
                     let usage = Usage {
                         cpu_us: usage.cpu_us,
                         memory_bytes: usage.memory_bytes,
@@ -406,17 +429,35 @@ impl Launcher {
         }
     }
 
-    fn introduce(&self, client: u64) {
+    fn introduce(&mut self, client: u64) {
         let hello =
             Reply::Hello { version: den_wire::VERSION, pid: std::process::id(), husks: self.parked.len() as u32 };
         self.answer(client, &hello, None);
-        for cell in self.cells.values() {
-            if let Some(id) = cell.computer() {
-                let running = Reply::Running { id: id.to_owned(), pid: cell.pid as u32 };
-                self.answer(client, &running, Some(&cell.pidfd));
+        self.introduce_rest(client, self.by_id.values().copied().collect());
+    }
+
+    /// Says what runs, until the client's socket is full: then again when it is not.
+    fn introduce_rest(&mut self, client: u64, mut rest: Vec<u64>) {
+        use epoll::EventFlags as Flags;
+        while let Some(sequence) = rest.last() {
+            if let Some(cell) = self.cells.get(sequence)
+                && let Some(id) = cell.computer()
+            {
+                let running = Reply::Running { id: id.to_owned(), pid: cell.pid as u32, link: cell.sequence };
+                if !self.answer(client, &running, Some(&cell.pidfd)) {
+                    break;
+                }
             }
+            rest.pop();
         }
-        self.answer(client, &Reply::Done, None);
+        let done = rest.is_empty() && self.answer(client, &Reply::Done, None);
+        let Some(connection) = self.clients.get(&client) else { return };
+        let more = if done { Flags::empty() } else { Flags::OUT };
+        let token = epoll::EventData::new_u64(CLIENT | client);
+        let _ = epoll::modify(&self.epoll, connection, token, Flags::IN | Flags::RDHUP | more);
+        if !done {
+            self.introducing.insert(client, rest);
+        }
     }
 
     fn cgroup_of(&self, id: &str) -> Result<String, SysError> {
@@ -457,7 +498,7 @@ impl Launcher {
         let cell = &self.cells[&sequence];
         let slot = cell.slot.unwrap_or(0);
         let base = self.slots.base(slot);
-        self.cgroups.limit(&cell.cgroup(), &cgroup_limits(&create.limits))?;
+        self.tools.cgroups.limit(&cell.cgroup(), &cgroup_limits(&create.limits))?;
         let layers: Vec<&Path> = create.layers.iter().map(Path::new).collect();
         let disk = Path::new(&create.disk);
         let plan = OverlayPlan {
@@ -482,6 +523,11 @@ impl Launcher {
         let mut volumes = Vec::new();
         for (name, _) in &create.volumes {
             let path = disk.join("vol").join(name);
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(SysError::io("mkdir", &path, &error)),
+            }
             volumes.push(Detached::of_tree(&path, Some(parts.namespace.as_fd()), Access::ReadWrite)?);
         }
         let home = Path::new(&create.run);
@@ -537,7 +583,7 @@ impl Launcher {
                 let pid = cell.pid as u32;
                 cell.phase = Phase::Running { id, waiting: Vec::new() };
                 let pidfd = &self.cells[&sequence].pidfd;
-                self.answer(client, &Reply::Created { pid, pooled }, Some(pidfd));
+                self.answer(client, &Reply::Created { pid, pooled, link: sequence }, Some(pidfd));
             }
             (Phase::Booting { id, client, .. }, length) => {
                 let error = husk::parse_failure(&message[..length]).unwrap_or(SysError::new("launch", "", 0));
@@ -564,13 +610,9 @@ impl Launcher {
     fn on_end(&mut self, sequence: u64) {
         let Some(cell) = self.cells.remove(&sequence) else { return };
         let _ = epoll::delete(&self.epoll, &cell.pidfd);
-        clone::reap(cell.pid, false);
+        clone::reap_ended();
         failpoint::hit("launcher.reaped");
-        self.net.disconnect(sequence);
-        self.remove_cgroup(&cell.cgroup());
-        if let Some(slot) = cell.slot {
-            self.slots.give(slot);
-        }
+        self.builder.order(Order::Unmake { sequence, slot: cell.slot });
         match cell.phase {
             Phase::Building(parts) => {
                 let _ = epoll::delete(&self.epoll, &parts.socket);
@@ -605,28 +647,16 @@ impl Launcher {
         }
     }
 
-    fn remove_cgroup(&self, name: &str) {
-        for _ in 0..CGROUP_TRIES {
-            match self.cgroups.remove(name) {
-                Ok(()) => return,
-                Err(error) if error.errno == rustix::io::Errno::BUSY.raw_os_error() => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(error) => {
-                    eprintln!("warning: {error}");
-                    return;
-                }
-            }
-        }
-        eprintln!("warning: cgroup {name} stays busy; the next launcher removes it");
-    }
-
-    fn answer(&self, client: u64, reply: &Reply, fd: Option<&OwnedFd>) {
-        let Some(connection) = self.clients.get(&client) else { return };
+    /// Returns whether the client's socket had room.
+    fn answer(&self, client: u64, reply: &Reply, fd: Option<&OwnedFd>) -> bool {
+        let Some(connection) = self.clients.get(&client) else { return true };
         let bytes = minicbor::to_vec(reply).expect("a Vec takes everything");
         let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
         // A client that does not read its answers has a full socket and gets no more.
-        let _ = socket::send(connection, &bytes, &fds);
+        match socket::send(connection, &bytes, &fds) {
+            Err(error) => error.errno != rustix::io::Errno::AGAIN.raw_os_error(),
+            Ok(_) => true,
+        }
     }
 
     fn refuse(&self, client: u64, error: &SysError) {

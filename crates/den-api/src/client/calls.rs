@@ -5,12 +5,12 @@ use http::{HeaderName, HeaderValue, Method, header};
 use super::{Body, ByteStream, Client, ClientError, FileHead, Lines, OutputStream, Target, session::Session};
 use crate::{
     BuildImage, ComputerView, CreateComputer, EntryList, EntryView, ExecRequest, ExecResult, FileOperation, ImageList,
-    ImageView, JobEvent, Page, PullImage, Shutdown, SignalRequest, StatView, StepView, StopComputer, VersionView,
-    output::OUTPUT_MEDIA_TYPE,
+    ImageView, JobEvent, NetChange, NetCheck, NetDecision, NetLogPage, NetView, Page, PullImage, Shutdown,
+    SignalRequest, StatView, StepView, StopComputer, VersionView, output::OUTPUT_MEDIA_TYPE,
 };
 
 /// No body.
-const NOTHING: Option<&()> = None;
+pub(super) const NOTHING: Option<&()> = None;
 
 /// Which computers a list is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +23,21 @@ pub struct ComputerFilter {
     pub after: Option<String>,
     /// At most this many: 1000 at most, 100 without.
     pub limit: Option<u32>,
+}
+
+/// Which records of a computer's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetLogFilter {
+    /// From here on: [`NetLogPage::next`].
+    pub cursor: Option<String>,
+    /// At most this many: 1000 at most, 100 without.
+    pub limit: Option<u32>,
+    /// The latest this many, in place of a cursor and a limit.
+    pub last: Option<u32>,
+    /// Only this kind: `open`, `close`, `http`, `dns`, `limit`, `gate`.
+    pub kind: Option<String>,
+    /// Only what was refused.
+    pub denied: bool,
 }
 
 /// In which order a list comes.
@@ -50,7 +65,7 @@ pub struct WriteFile {
 }
 
 impl Client {
-    fn computer_target(name: &str, rest: &str) -> Target {
+    pub(super) fn computer_target(name: &str, rest: &str) -> Target {
         Target::new("/v1/computers/", name, rest)
     }
 
@@ -211,8 +226,13 @@ impl Client {
         how: &WriteFile,
         body: Body,
     ) -> Result<StatView, ClientError> {
+        let target = Self::write_target(name, path.as_ref(), how);
+        self.upload(Method::PUT, &target.text, "application/octet-stream", body).await?.json().await
+    }
+
+    pub(super) fn write_target(name: &str, path: &[u8], how: &WriteFile) -> Target {
         let mut target = Self::computer_target(name, "/files")
-            .path(path.as_ref())
+            .path(path)
             .ask_some("mode", how.mode.map(|mode| format!("{mode:04o}")))
             .ask_some("owner", how.owner.as_ref())
             .ask_some("mtime", how.mtime);
@@ -222,7 +242,7 @@ impl Client {
         if how.append {
             target = target.ask("append", "true");
         }
-        self.upload(Method::PUT, &target.text, "application/octet-stream", body).await?.json().await
+        target
     }
 
     /// Packs a path inside into a tar stream. Names in it begin with the path's last component.
@@ -246,6 +266,34 @@ impl Client {
             target = target.ask("rename", rename);
         }
         self.upload(Method::PUT, &target.text, "application/x-tar", body).await?.bytes().await.map(drop)
+    }
+
+    /// What a computer may reach.
+    pub async fn net(&self, name: &str) -> Result<NetView, ClientError> {
+        self.json(Method::GET, &Self::computer_target(name, "/net").text, NOTHING).await
+    }
+
+    /// Changes what a computer may reach: all of it or nothing.
+    pub async fn change_net(&self, name: &str, change: &NetChange) -> Result<NetView, ClientError> {
+        self.json(Method::PATCH, &Self::computer_target(name, "/net").text, Some(change)).await
+    }
+
+    /// What would be decided about a flow.
+    pub async fn check_net(&self, name: &str, check: &NetCheck) -> Result<NetDecision, ClientError> {
+        self.json(Method::POST, &Self::computer_target(name, "/net/check").text, Some(check)).await
+    }
+
+    /// Some records of a computer's network.
+    pub async fn net_log(&self, name: &str, filter: &NetLogFilter) -> Result<NetLogPage, ClientError> {
+        let mut target = Self::computer_target(name, "/net/log")
+            .ask_some("cursor", filter.cursor.as_ref())
+            .ask_some("limit", filter.limit)
+            .ask_some("last", filter.last)
+            .ask_some("kind", filter.kind.as_ref());
+        if filter.denied {
+            target = target.ask("denied", "true");
+        }
+        self.json(Method::GET, &target.text, NOTHING).await
     }
 
     /// All images.

@@ -31,6 +31,7 @@ pub fn computer(number: u128, name: &str) -> Computer {
         created_at: number as i64,
         changed_at: number as i64,
         boot_id: "boot-1".to_owned(),
+        net: Some("{}".to_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Cli, run};
 /// The help of `command` and of all below it.
 fn help(command: &mut clap::Command, path: &str, out: &mut String) {
     out.push_str(&format!("$ {path} --help\n{}\n", command.render_help()));
-    for below in command.get_subcommands_mut() {
+    for below in command.get_subcommands_mut().filter(|below| !below.is_hide_set()) {
         let path = format!("{path} {}", below.get_name());
         help(below, &path, out);
     }
@@ -17,7 +17,7 @@ fn help(command: &mut clap::Command, path: &str, out: &mut String) {
 fn the_help_is_short_and_has_an_example_each() {
     let mut command = Cli::command().term_width(100);
     command.build();
-    for group in command.get_subcommands() {
+    for group in command.get_subcommands().filter(|group| !group.is_hide_set()) {
         let examples = std::iter::once(group).filter(|group| !group.has_subcommands()).chain(group.get_subcommands());
         for command in examples {
             let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -90,6 +90,9 @@ fn what_a_model_would_guess_is_understood() {
     check("den image build base --packages curl jq");
     check("den image build base --packages curl,jq --packages git");
     check("den stop -t 3s web");
+    check("den forward web 8080:80 5432");
+    check("den port-forward web 8080 --address 0.0.0.0");
+    check("den ports web --json");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use clap::Args;
 use den_api::{ClientError, ComputerView, CreateComputer, StopComputer, client::ComputerFilter, computer::Amount};
 use den_model::{Tier, parse_duration};
 
+use super::net::NewNetArgs;
 use crate::{
     find::Global,
     report::{Outcome, Trouble},
@@ -47,6 +48,8 @@ pub struct NewArgs {
     /// Start the image's own command at every boot, as a step
     #[arg(long)]
     entrypoint: bool,
+    #[command(flatten)]
+    net: NewNetArgs,
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +127,7 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
         env: args.env.into_iter().collect::<BTreeMap<_, _>>(),
         labels: args.label.into_iter().collect(),
         entrypoint: args.entrypoint,
+        net: args.net.request(),
     };
     let client = global.client()?;
     // With a key, asking again after a lost answer gives the computer that was made, not a second.
@@ -214,6 +218,7 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("disk", beside(usage.and_then(|u| u.disk_bytes).map(show::size), show::size(c.disk.0))),
         ("processes", beside(usage.map(|u| u.pids.to_string()), c.pids.to_string())),
         ("oom kills", usage.filter(|u| u.oom_kills > 0).map(|u| u.oom_kills.to_string()).unwrap_or_default()),
+        ("network", format!("{}, {}", c.net, c.address)),
         ("env", pairs(&c.env)),
         ("labels", pairs(&c.labels)),
         ("entrypoint", if c.entrypoint { "started at boot".to_owned() } else { String::new() }),

@@ -1,10 +1,13 @@
 //! `completions`, `doctor`, `shutdown`, `version`.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::Shell;
-use den_api::computer::Shutdown;
+use den_api::{ClientError, computer::Shutdown};
 use den_model::parse_duration;
 
 use crate::{
@@ -14,6 +17,9 @@ use crate::{
     report::{Outcome, Trouble},
     show,
 };
+
+/// How long the daemon may take beyond the grace: what was written is flushed to disk.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example: den completions bash > /etc/bash_completion.d/den")]
@@ -55,10 +61,21 @@ pub fn doctor(global: &Global) -> Outcome {
     doctor::run(global)
 }
 
-/// Stops all computers, then the daemon.
+/// Stops all computers, then the daemon; returns once it is gone.
 pub async fn shutdown(global: &Global, args: ShutdownArgs) -> Outcome {
     let shutdown = Shutdown { grace_ms: args.grace.map(|grace| grace.as_millis() as u64) };
-    global.client()?.shutdown(&shutdown).await?;
+    let client = global.client()?;
+    client.shutdown(&shutdown).await?;
+    // It answers until all is unmade, launcher, gate and mounts included.
+    let since = Instant::now();
+    while !matches!(client.version().await, Err(ClientError::Unreachable { .. })) {
+        if since.elapsed() > args.grace.unwrap_or_default() + SHUTDOWN_MAX {
+            return Err(
+                Trouble::new("the daemon was told to end, and still answers").hint("its log says what it waits for")
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     Ok(0)
 }
 

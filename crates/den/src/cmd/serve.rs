@@ -84,6 +84,7 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
         disk_size: settings.disk_size,
         defaults: settings.limits(Config::default_limits()),
         agent: AGENT,
+        net: settings.net.clone(),
     });
     let control = opened.await.map_err(|error| {
         let hint = error.hint.clone().unwrap_or_else(|| "what this host lacks says: den doctor".to_owned());

@@ -33,6 +33,8 @@ fn veth() -> Check {
     let tried = Inside::start("--net", "net").map_err(|error| error.to_string()).and_then(|inside| {
         let pair = VethPair {
             name: &name,
+            index: 0,
+            mac: None,
             peer_pid: inside.pid(),
             peer_name: "eth0",
             peer_mac: [2, 0, 0, 0, 0, 1],

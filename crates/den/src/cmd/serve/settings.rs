@@ -5,16 +5,18 @@
 //! ```
 
 use std::{
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
 };
 
 use clap::{Args, ValueEnum};
-use den_api::client::DATA_DEFAULT;
+use den_api::{NetLimitsChange, client::DATA_DEFAULT};
+use den_control::HouseNet;
+use den_gate::policy::{NetLimits, Posture, PrivateTarget};
 use den_model::{Bytes, Cpus, Limits};
 use serde::Deserialize;
 
-use crate::{find::Global, report::Trouble};
+use crate::{cmd::net::limits, find::Global, report::Trouble};
 
 /// Read where it is there and no other is named.
 const CONFIG_DEFAULT: &str = "/etc/den/den.toml";
@@ -22,6 +24,8 @@ const CONFIG_DEFAULT: &str = "/etc/den/den.toml";
 const LISTEN_DEFAULT: &str = "127.0.0.1:7878";
 /// Husks that are kept ready.
 const POOL_DEFAULT: u32 = 8;
+/// The program of this process, also once its file was replaced.
+const PROGRAM: &str = "/proc/self/exe";
 /// The most husks that are kept ready.
 const POOL_MAX: u32 = 1024;
 
@@ -51,6 +55,18 @@ pub struct ServeArgs {
     /// How large the btrfs image file may grow [default: what the disk has]
     #[arg(long, env = "DEN_DISK_SIZE", hide_env = true, value_name = "SIZE")]
     disk_size: Option<Bytes>,
+    /// How new computers face the network: open, guarded or sealed [default: open]
+    #[arg(long, env = "DEN_NET", hide_env = true, value_name = "POSTURE")]
+    net: Option<String>,
+    /// A private target that computers may reach, as 10.1.2.3:5432; may be given several times
+    #[arg(long, env = "DEN_PRIVATE", hide_env = true, value_name = "ADDR[/N]:PORT", value_delimiter = ',')]
+    private: Vec<String>,
+    /// Whom to ask for names; may be given several times [default: those of this host]
+    #[arg(long, env = "DEN_RESOLVER", hide_env = true, value_name = "IP", value_delimiter = ',')]
+    resolver: Vec<IpAddr>,
+    /// Limits of new computers' networks: flows=512,new=50,bits=200m,bytes=20g,dns=50
+    #[arg(long, env = "DEN_NET_LIMIT", hide_env = true, value_name = "LIMITS")]
+    net_limit: Option<String>,
     /// Log as JSON
     #[arg(long, env = "DEN_LOG_JSON", hide_env = true)]
     pub log_json: bool,
@@ -79,6 +95,12 @@ struct File {
     storage: Option<Storage>,
     disk_size: Option<Bytes>,
     log_json: Option<bool>,
+    net: Option<String>,
+    #[serde(default)]
+    private: Vec<String>,
+    #[serde(default)]
+    resolver: Vec<IpAddr>,
+    net_limit: Option<String>,
     #[serde(default)]
     defaults: Defaults,
 }
@@ -94,10 +116,24 @@ pub struct Defaults {
 }
 
 /// Keys of the file.
-const KEYS: [&str; 9] = ["data", "run", "images", "listen", "pool", "storage", "disk_size", "log_json", "defaults"];
+const KEYS: [&str; 13] = [
+    "data",
+    "run",
+    "images",
+    "listen",
+    "pool",
+    "storage",
+    "disk_size",
+    "log_json",
+    "net",
+    "private",
+    "resolver",
+    "net_limit",
+    "defaults",
+];
 
 /// What the daemon is told, made definite.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Settings {
     /// The data folder.
     pub data: PathBuf,
@@ -117,6 +153,8 @@ pub struct Settings {
     pub log_json: bool,
     /// Limits of computers that name none.
     pub defaults: Defaults,
+    /// The network of computers that say nothing of it, and the gate.
+    pub net: HouseNet,
 }
 
 impl Settings {
@@ -136,8 +174,18 @@ impl Settings {
         if pool > POOL_MAX {
             return Err(Trouble::usage(format_args!("`pool`: {pool} is more than {POOL_MAX}")));
         }
+        // Of a flag that may be repeated, the file's values go where any is given.
+        let private = if args.private.is_empty() { file.private } else { args.private };
+        let net = HouseNet {
+            posture: posture(args.net.or(file.net).as_deref())?,
+            limits: net_limits(args.net_limit.or(file.net_limit).as_deref())?,
+            private: private.iter().map(|text| private_target(text)).collect::<Result<_, _>>()?,
+            resolvers: if args.resolver.is_empty() { file.resolver } else { args.resolver },
+            program: Some(PathBuf::from(PROGRAM)),
+        };
         let data = make_data(&data)?;
         Ok(Self {
+            net,
             run: args.run.or(file.run).unwrap_or_else(|| run_folder(&data)),
             images: args.images.or(file.images).unwrap_or_else(|| data.join("images")),
             listen,
@@ -223,6 +271,33 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+fn posture(text: Option<&str>) -> Result<Posture, Trouble> {
+    let Some(text) = text else { return Ok(Posture::default()) };
+    text.parse().map_err(|_| {
+        Trouble::usage(format_args!("`net`: `{text}` is no posture")).hint("the postures are open, guarded and sealed")
+    })
+}
+
+fn private_target(text: &str) -> Result<PrivateTarget, Trouble> {
+    text.parse().map_err(|error| {
+        Trouble::usage(format_args!("`private`: {error}")).hint("a target looks like 10.1.2.3:5432 or 10.1.2.0/24:443")
+    })
+}
+
+fn net_limits(text: Option<&str>) -> Result<NetLimits, Trouble> {
+    let base = NetLimits::default();
+    let Some(text) = text else { return Ok(base) };
+    let NetLimitsChange { flows, new_per_s, bits_per_s, bytes_per_day, dns_per_s } =
+        limits::parse(text).map_err(|why| Trouble::usage(format_args!("`net_limit`: {why}")))?;
+    Ok(NetLimits {
+        flows: flows.unwrap_or(base.flows),
+        new_per_s: new_per_s.unwrap_or(base.new_per_s),
+        bits_per_s: bits_per_s.unwrap_or(base.bits_per_s),
+        bytes_per_day: bytes_per_day.unwrap_or(base.bytes_per_day),
+        dns_per_s: dns_per_s.unwrap_or(base.dns_per_s),
+    })
+}
+
 fn address(text: &str) -> Result<SocketAddr, Trouble> {
     let wrong = || {
         Trouble::usage(format_args!("`listen`: `{text}` is no address with a port"))
@@ -258,6 +333,23 @@ mod tests {
         assert_eq!(file.pool, Some(3));
         assert_eq!(file.storage, Some(Storage::Plain));
         assert_eq!(file.disk_size, Some(Bytes::gib(20)));
+    }
+
+    #[test]
+    fn what_is_said_of_the_network_is_checked() {
+        let file = parse("net = \"guarded\"\nprivate = [\"10.1.2.3:5432\"]\nresolver = [\"192.0.2.53\"]").unwrap();
+        assert_eq!(file.resolver, [IpAddr::from([192, 0, 2, 53])]);
+        assert_eq!(posture(file.net.as_deref()).unwrap(), Posture::Guarded);
+        assert_eq!(private_target(&file.private[0]).unwrap().port, 5432);
+        assert!(posture(Some("shut")).unwrap_err().shown().contains("open, guarded and sealed"));
+        for wrong in ["10.1.2.3", "example.com:80", "10.1.2.3:0", "10.1.2.0/33:80", ""] {
+            assert!(private_target(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(
+            net_limits(Some("bits=1g")).unwrap(),
+            NetLimits { bits_per_s: 1_000_000_000, ..NetLimits::default() }
+        );
+        assert!(net_limits(Some("speed=1")).unwrap_err().shown().contains("net_limit"));
     }
 
     #[test]

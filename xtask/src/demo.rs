@@ -1,12 +1,12 @@
 //! `cargo xtask demo`: a session for the eye. What it prints after `$` can be typed.
 //!
 //! ```text
-//! build ─► serve ─► base ─► create · exec · files · a service · a project's own tests
-//!       ─► SIGKILL to the daemon in the middle of a command ─► its whole output ─► log ─► bench
+//! build ─► serve ─► base ─► create · exec · files · a service · packages from a registry, and who saw it
+//!       ─► a project's own tests ─► SIGKILL to the daemon in the middle of a command ─► its whole output ─► log ─► bench
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -40,7 +40,7 @@ pub struct DemoArgs {
 /// Shows Den; ends what it started unless told to keep it.
 pub fn run(args: &DemoArgs) -> anyhow::Result<()> {
     tools::need_root("cargo xtask demo")?;
-    for list in [packages::BUILD, packages::RUN, packages::DEMO] {
+    for list in [packages::BUILD, packages::RUN] {
         packages::need(list)?;
     }
     say("Build");
@@ -147,7 +147,8 @@ impl Show {
             "for i in 1 2 3 4 5 6 7 8 9; do curl -sf localhost:8000/deep/er/hello.txt && break; sleep 0.2; done",
         ])?;
 
-        self.project(folder.path())?;
+        self.network()?;
+        self.project()?;
         self.killed()?;
 
         say("What was done");
@@ -158,21 +159,63 @@ impl Show {
         self.den(&["bench", "create", "create_exec", "exec", "exec_cli", "--runs", "50"])
     }
 
+    /// Packages from the registry that this host uses, through the gate; what the gate has to say of it;
+    /// and a computer that may reach nothing but another one.
+    fn network(&mut self) -> anyhow::Result<()> {
+        say("A package from a registry");
+        let start = Instant::now();
+        self.sh(
+            "lab",
+            "apt-get -qq update && apt-get -qq -y install figlet > /dev/null 2>&1 && figlet from a registry",
+        )?;
+        println!("  {:.1} s", start.elapsed().as_secs_f64());
+
+        say("Each flow is decided, and on record");
+        self.den(&["net", "lab"])?;
+        println!("$ den net log lab | tail -8");
+        let log = tools::read(&mut self.daemon.den(&["net", "log", "lab"]))?;
+        let lines: Vec<&str> = log.lines().collect();
+        ensure!(!lines.is_empty(), "`den net log lab` has no line");
+        lines[lines.len().saturating_sub(8)..].iter().for_each(|line| println!("{line}"));
+
+        say("Guarded: nothing but what a rule allows");
+        self.den(&["net", "db", "guarded"])?;
+        self.den(&["net", "db", "allow", "vm:web:8000"])?;
+        self.sh("db", "curl -sf http://web.vm.internal:8000/deep/er/hello.txt")?;
+        self.sh("db", "curl -sS -m 5 http://example.com/; curl -s -m 5 http://192.0.2.1/")?;
+        self.den(&["net", "log", "db"])?;
+
+        say("A way in");
+        self.den(&["ports", "web"])?;
+        println!("$ den forward web 0:8000 &");
+        let mut forward = self.daemon.den(&["forward", "web", "0:8000"]).stdout(Stdio::piped()).spawn()?;
+        let shown = self.through(&mut forward);
+        let _ = forward.kill();
+        let _ = forward.wait();
+        shown
+    }
+
+    /// Asks for a file by a port of this host that leads inside.
+    fn through(&self, forward: &mut Child) -> anyhow::Result<()> {
+        use std::io::{BufRead as _, Read as _, Write as _};
+        let mut line = String::new();
+        std::io::BufReader::new(forward.stdout.take().context("no output")?).read_line(&mut line)?;
+        print!("{line}");
+        let at = line.split_whitespace().find_map(|word| word.parse::<std::net::SocketAddr>().ok());
+        let at = at.context("`den forward` named no address")?;
+        println!("$ curl http://{at}/deep/er/hello.txt");
+        let mut stream = std::net::TcpStream::connect(at)?;
+        stream.write_all(b"GET /deep/er/hello.txt HTTP/1.0\r\n\r\n")?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply)?;
+        let (_, body) = reply.split_once("\r\n\r\n").context("no reply")?;
+        print!("{body}");
+        Ok(())
+    }
+
     /// A real project's own tests, inside.
-    fn project(&mut self, folder: &Path) -> anyhow::Result<()> {
+    fn project(&mut self) -> anyhow::Result<()> {
         say("A real project's own tests");
-        println!(
-            "$ pip download --no-deps --no-binary :all: {PROJECT}     (on the host: a computer has no network yet)"
-        );
-        let pip =
-            ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:"];
-        tools::run(Command::new("python3").args(pip).arg("--dest").arg(folder).arg(PROJECT))?;
-        let archive = fs::read_dir(folder)?
-            .filter_map(Result::ok)
-            .map(|entry| entry.path())
-            .find(|path| path.to_string_lossy().ends_with(".tar.gz"))
-            .context("pip fetched no source package")?;
-        self.den(&["cp", text(&archive), "lab:/home/user/project.tar.gz"])?;
         self.den(&[
             "exec",
             "lab",
@@ -183,7 +226,9 @@ impl Show {
             "--",
             "sh",
             "-c",
-            "mkdir project && tar xzf project.tar.gz -C project --strip-components 1",
+            &format!(
+                "pip download --quiet --no-deps --no-binary :all: {PROJECT} && mkdir project && tar xzf *.tar.gz -C project --strip-components 1"
+            ),
         ])?;
         let start = Instant::now();
         self.den(&[
@@ -207,12 +252,20 @@ impl Show {
         Ok(())
     }
 
+    /// Shows a script of `sh` in a computer and runs it.
+    fn sh(&self, name: &str, script: &str) -> anyhow::Result<()> {
+        self.den(&["exec", name, "--", "sh", "-c", script])
+    }
+
     /// SIGKILL to the daemon while a command runs and a client reads it.
     fn killed(&mut self) -> anyhow::Result<()> {
         say("The daemon is killed in the middle of a command");
         let script = format!("for i in $(seq {LONG_LINES}); do echo line $i; sleep 0.1; done");
         let words = ["exec", "db", "--", "bash", "-c", &script];
         println!("$ den exec db -- bash -c '{script}' &");
+        let info = tools::read(&mut self.daemon.den(&["info", "db", "--json"]))?;
+        let info: serde_json::Value = serde_json::from_str(&info)?;
+        let step = (info["last_step"].as_u64().context("`den info` names no last step")? + 1).to_string();
         let child = self.daemon.den(&words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         std::thread::sleep(Duration::from_secs(2));
         self.daemon.kill()?;
@@ -223,9 +276,9 @@ impl Show {
         println!("$ den serve     ({:.0} ms until it answered)", start.elapsed().as_secs_f64() * 1e3);
         let expected: String = (1..=LONG_LINES).map(|line| format!("line {line}\n")).collect();
         let client = finish(child)?;
-        let whole = tools::read(&mut self.daemon.den(&["attach", "db", "1"]))?;
+        let whole = tools::read(&mut self.daemon.den(&["attach", "db", &step]))?;
         ensure!(whole == expected, "the output is not whole:\n{whole}");
-        println!("$ den attach db 1 | tail -3");
+        println!("$ den attach db {step} | tail -3");
         for line in whole.lines().rev().take(3).collect::<Vec<_>>().into_iter().rev() {
             println!("{line}");
         }

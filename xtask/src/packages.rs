@@ -5,11 +5,10 @@ use std::process::{Command, Stdio};
 use crate::tools;
 
 /// To run Den.
-pub const RUN: &[&str] = &["btrfs-progs", "mmdebstrap", "nftables", "ca-certificates", "util-linux", "mount"];
+pub const RUN: &[&str] =
+    &["btrfs-progs", "mmdebstrap", "nftables", "iproute2", "ca-certificates", "util-linux", "mount"];
 /// To build it.
 pub const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
-/// To show it.
-pub const DEMO: &[&str] = &["python3", "python3-pip"];
 /// To test it: an end-to-end test uses what is named here on the host.
 pub const TEST: &[&str] = &["tar", "python3", "busybox-static"];
 /// To measure it beside others.

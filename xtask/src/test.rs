@@ -15,6 +15,9 @@ pub struct TestArgs {
     /// Tests only: no formatting, no clippy
     #[arg(long)]
     quick: bool,
+    /// Without the suite `computer`, which needs package registries and some minutes
+    #[arg(long)]
+    local: bool,
 }
 
 /// Runs everything and prints `N passed, N failed` as the last line.
@@ -33,7 +36,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     let den = tools::build(tools::Profile::Dev)?;
     base::ensure(&den)?;
     // One suite after the other, so that a fixture's daemon has the machine to itself but for one more.
-    counts.suite(&args.filter)?;
+    counts.suite(&args.filter, args.local)?;
     println!("{} passed, {} failed ({} s)", counts.passed, counts.failed, since.elapsed().as_secs());
     if counts.failed > 0 {
         bail!("{} failed", counts.failed);
@@ -63,7 +66,7 @@ impl Counts {
 
     /// All tests of the workspace, by nextest where it is at hand: it runs each in a process of its
     /// own and two at a time; by `cargo test` elsewhere.
-    fn suite(&mut self, filter: &[String]) -> anyhow::Result<()> {
+    fn suite(&mut self, filter: &[String], local: bool) -> anyhow::Result<()> {
         let nextest = tools::cargo()
             .args(["nextest", "--version"])
             .stdout(Stdio::null())
@@ -75,9 +78,15 @@ impl Counts {
             command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--test-threads", "2"]);
             command.args(["--status-level", "fail", "--final-status-level", "fail", "--no-tests", "warn"]);
             command.args(filter).stderr(Stdio::piped());
+            if local {
+                command.args(["--", "--skip", "computer::"]);
+            }
         } else {
             command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
             command.args(filter).args(["--", "--test-threads", "2"]).stdout(Stdio::piped());
+            if local {
+                command.args(["--skip", "computer::"]);
+            }
         }
         let mut child = command.stdin(Stdio::null()).spawn().context("cannot start the tests")?;
         let mut seen = false;

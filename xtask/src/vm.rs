@@ -34,7 +34,7 @@ const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "e2fsprogs", "x
 /// Modules that lead to the root disk. One that a kernel has built in has no file.
 const EARLY: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 /// Programs of the host that the machine needs and `base` may lack.
-const PROGRAMS: [&str; 2] = ["mkfs.btrfs", "btrfs"];
+const PROGRAMS: [&str; 3] = ["mkfs.btrfs", "btrfs", "nft"];
 /// The machine's process 1.
 const GUEST: &str = include_str!("vm/guest.sh");
 /// The root disk, most of it never written.

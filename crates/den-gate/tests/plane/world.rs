@@ -20,6 +20,9 @@ pub const UPSTREAM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 18);
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 17);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// Held by whoever has 198.51.100.16/28 on this host, in any process; of the kind that the testkit's
+/// `internet` takes. With two worlds at once, flows of one would go to the other's upstream.
+const BLOCK_LOCK: &str = "/run/lock/den-test-net/1";
 
 pub struct World {
     tag: String,
@@ -27,6 +30,8 @@ pub struct World {
     run: tempfile::TempDir,
     gate: Option<Child>,
     control: RefCell<Option<BufReader<UnixStream>>>,
+    // Let go after `drop`, in this order.
+    _block: fs::File,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -38,9 +43,12 @@ impl World {
             return None;
         }
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        fs::create_dir_all("/run/lock/den-test-net").expect("a folder for locks");
+        let block = fs::File::create(BLOCK_LOCK).expect("a lock file");
+        rustix::fs::flock(&block, rustix::fs::FlockOperation::LockExclusive).expect("locked");
         let run = tempfile::Builder::new().prefix("den-gate-").tempdir().expect("a folder");
         let tag = format!("dt{}", std::process::id());
-        let mut world = Self { tag, computers, run, gate: None, control: RefCell::default(), _turn: turn };
+        let mut world = Self { tag, computers, run, gate: None, control: RefCell::default(), _block: block, _turn: turn };
         world.build();
         world.start();
         Some(world)

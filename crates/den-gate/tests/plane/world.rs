@@ -48,7 +48,8 @@ impl World {
         rustix::fs::flock(&block, rustix::fs::FlockOperation::LockExclusive).expect("locked");
         let run = tempfile::Builder::new().prefix("den-gate-").tempdir().expect("a folder");
         let tag = format!("dt{}", std::process::id());
-        let mut world = Self { tag, computers, run, gate: None, control: RefCell::default(), _block: block, _turn: turn };
+        let mut world =
+            Self { tag, computers, run, gate: None, control: RefCell::default(), _block: block, _turn: turn };
         world.build();
         world.start();
         Some(world)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! build ─► serve ─► base ─► create · exec · files · a service · packages from a registry, and who saw it
-//!       ─► a project's own tests ─► SIGKILL to the daemon in the middle of a command ─► its whole output ─► log ─► bench
+//!       ─► a project's own tests ─► a change in a fork, compared, merged, taken back ─► SIGKILL to the daemon in the middle of a command ─► its whole output ─► log ─► bench
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -20,6 +20,10 @@ const DATA: &str = "/var/lib/den";
 const DATA_OTHER: &str = "/var/lib/den-demo";
 /// The project whose own tests are run: pure Python, with its tests in its source package.
 const PROJECT: &str = "more-itertools==11.2.1";
+/// Where its source is unpacked.
+const CHECKOUT: &str = "/home/user/project";
+/// What the fork changes of it.
+const CHANGED: &str = "more_itertools/recipes.py";
 /// Lines that the command prints in whose middle the daemon is killed.
 const LONG_LINES: u32 = 60;
 
@@ -149,6 +153,7 @@ impl Show {
 
         self.network()?;
         self.project()?;
+        self.history()?;
         self.killed()?;
 
         say("What was done");
@@ -156,7 +161,7 @@ impl Show {
         self.den(&["log", "db"])?;
 
         say("Speed");
-        self.den(&["bench", "create", "create_exec", "exec", "exec_cli", "--runs", "50"])
+        self.den(&["bench", "create", "create_exec", "exec", "exec_cli", "fork", "restore", "--runs", "50"])
     }
 
     /// Packages from the registry that this host uses, through the gate; what the gate has to say of it;
@@ -250,6 +255,73 @@ impl Show {
         ])?;
         println!("  {:.1} s", start.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// A risky change is made in a fork and tested there; what it did is read, merged into the parent,
+    /// traced to its step, and taken back.
+    fn history(&mut self) -> anyhow::Result<()> {
+        let version = tools::read(&mut self.daemon.den(&["version", "--json"]))?;
+        let version: serde_json::Value = serde_json::from_str(&version)?;
+        if version["storage"] != "btrfs" {
+            say("History: left out, for this storage keeps no states by itself");
+            return Ok(());
+        }
+        say("A risky change, in a fork");
+        self.den(&["snap", "lab", "before-change"])?;
+        let start = Instant::now();
+        self.den(&["fork", "lab", "try"])?;
+        println!("  {:.1} ms, the whole process", start.elapsed().as_secs_f64() * 1e3);
+        self.sh(
+            "try",
+            &format!(
+                "useradd -m deploy && cd {CHECKOUT} && rm -rf docs && sed -i '1i # tried in a fork first' {CHANGED}"
+            ),
+        )?;
+        self.den(&[
+            "exec",
+            "try",
+            "--user",
+            "user",
+            "--cwd",
+            CHECKOUT,
+            "--env",
+            "PYTHONDONTWRITEBYTECODE=1",
+            "--",
+            "python3",
+            "-m",
+            "unittest",
+            "tests.test_recipes",
+            "-k",
+            "Take",
+            "-k",
+            "Flatten",
+            "-k",
+            "Grouper",
+            "-k",
+            "Unique",
+        ])?;
+
+        say("What it changed, by meaning and by path");
+        self.den(&["diff", "try", "--lines", "24"])?;
+        let changed = format!("{CHECKOUT}/{CHANGED}");
+        self.den(&["diff", "try", "--text", "--path", &changed])?;
+
+        say("Merged into the parent, which went on meanwhile");
+        self.sh("lab", "echo 'the parent was here' > /root/meanwhile")?;
+        self.den(&["merge", "try", "--lines", "8"])?;
+        let look = format!("id deploy; cat /root/meanwhile; head -1 {changed}; ls -d {CHECKOUT}/docs");
+        self.sh("lab", &format!("{{ {look}; }} 2>&1 || true"))?;
+        self.den(&["blame", "lab", &changed])?;
+        self.den(&["log", "lab", "-n", "4"])?;
+
+        say("And taken back");
+        let start = Instant::now();
+        self.den(&["restore", "lab@before-change"])?;
+        println!("  {:.1} ms, the whole process", start.elapsed().as_secs_f64() * 1e3);
+        self.sh("lab", &format!("{{ {look}; }} 2>&1 || true"))?;
+        self.den(&["snaps", "lab"])?;
+        self.den(&["tree", "--lineage", "lab"])?;
+        self.den(&["rm", "try"])
     }
 
     /// Shows a script of `sh` in a computer and runs it.

@@ -14,6 +14,7 @@
 //! Deliberately absent: TLS, retries, any decision about what an error means.
 
 mod calls;
+mod history;
 mod ports;
 mod session;
 mod streams;
@@ -41,6 +42,7 @@ use tokio::{net::TcpStream, sync::mpsc};
 
 pub use self::{
     calls::{ComputerFilter, NetLogFilter, Order, WriteFile},
+    history::{StateGrep, StepFilter},
     ports::PortStream,
     session::{Session, SessionInput, SessionOutput},
     streams::{ByteStream, FileHead, Lines, OutputStream},

@@ -6,7 +6,7 @@ use den_model::{Bytes, ComputerId, Cpus, Micros, State, Tier};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::NetRequest;
+use crate::{NetRequest, ParentView};
 
 /// `POST /v1/computers`. With the header `Idempotency-Key`, a repeated request gives the computer
 /// that the first one made.
@@ -111,6 +111,9 @@ pub struct ComputerView {
     pub labels: BTreeMap<String, String>,
     /// Whether the image's own command is started at boot.
     pub entrypoint: bool,
+    /// Where it was forked from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentView>,
     /// Microseconds since the epoch.
     pub created_at: Micros,
     /// When its state last changed, microseconds since the epoch.

@@ -6,6 +6,8 @@ use den_model::{Micros, Step, StepEnd};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::ChangeCount;
+
 /// `POST /v1/computers/{name}/steps`, and the first text message of the WebSocket
 /// `GET /v1/computers/{name}/exec`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -89,7 +91,7 @@ pub struct SignalRequest {
 pub struct StepView {
     /// Its number in its computer, from 1.
     pub number: u64,
-    /// `exec`, `entrypoint` or `files`.
+    /// `exec`, `entrypoint`, `files`, `restore` or `merge`.
     pub kind: String,
     /// `running` or `ended`.
     pub status: String,
@@ -115,6 +117,12 @@ pub struct StepView {
     pub end: Option<EndView>,
     /// Bytes of output so far, cut ones included.
     pub output_bytes: u64,
+    /// The number of the kept state after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<u64>,
+    /// How many paths it changed, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<ChangeCount>,
 }
 
 /// How a step ended.
@@ -160,6 +168,8 @@ impl From<&Step> for StepView {
             ended_at: step.ended_at,
             end: step.end.as_ref().map(EndView::from),
             output_bytes: step.output_bytes,
+            snapshot: step.snapshot,
+            changes: step.changes.map(ChangeCount::from),
         }
     }
 }

@@ -45,6 +45,7 @@ async fn main() {
         images: images.clone(),
         pool: 8,
         storage: StorageChoice::Auto,
+        keep_states: den_control::limits::STATES_NEWEST,
         disk_size: Some(den_model::Bytes::gib(2)),
         defaults: Config::default_limits(),
         agent,

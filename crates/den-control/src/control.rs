@@ -23,8 +23,9 @@ use crate::{
     Error,
     errors::chain,
     handle::{Ask, Handle},
+    history::{House, thaw_all},
     idempotency::Keys,
-    limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
+    limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, KEEP_WAIT, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
     net::{HouseNet, gate::Gate},
     ports, recover,
     registry::Registry,
@@ -50,6 +51,9 @@ pub struct Config {
     pub agent: &'static [u8],
     /// The network of computers that say nothing of it, and the gate.
     pub net: HouseNet,
+    /// Automatic states of one computer that are all kept; older ones are thinned. [`crate::limits::STATES_NEWEST`] as a
+    /// rule.
+    pub keep_states: usize,
 }
 
 impl Config {
@@ -98,6 +102,7 @@ pub(crate) struct Inner {
     pub machines: Machines,
     pub net: HouseNet,
     pub gate: Gate,
+    pub history: House,
     disks: RwLock<Option<Disks>>,
     pub registry: Registry<Handle>,
     pub keys: Keys,
@@ -130,7 +135,7 @@ impl Control {
     /// Errors: `store_locked`, `store_newer` and what else the store, the disks, the images or the
     /// launcher meet.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net } = config;
+        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net, keep_states } = config;
         let (opened, folder) = (data.clone(), images.clone());
         let (store, disks, image_store, boot_id) = blocking(move || {
             fs_err::create_dir_all(&opened)
@@ -146,6 +151,9 @@ impl Control {
         .await??;
         let computers = run.join("computers");
         let gate_run = run.clone();
+        // Before anyone asks an agent for anything.
+        thaw_all(&run);
+        let history = House::new(&run, disks.storage(), keep_states);
         let config = MachinesConfig { run, data: data.clone(), images, pool, agent };
         let (machines, running) = match Machines::connect(config).await {
             Ok(connected) => connected,
@@ -170,6 +178,7 @@ impl Control {
             machines,
             net,
             gate,
+            history,
             disks: RwLock::new(Some(disks)),
             registry: Registry::new(),
             keys: Keys::default(),
@@ -269,6 +278,12 @@ impl Control {
         // Before its namespace goes, and before the disks do that its records lie on.
         self.0.gate.exit().await;
         self.0.machines.exit().await?;
+        // What is still being kept or compared has the disks open.
+        for handle in self.0.registry.all() {
+            handle.history.close().await;
+        }
+        self.0.history.work.close();
+        let _ = tokio::time::timeout(KEEP_WAIT, self.0.history.work.wait()).await;
         let disks = self.0.disks.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(disks) = disks {
             blocking(move || disks.close()).await??;

@@ -16,7 +16,7 @@ use den_disk::Identity;
 use den_gate::policy::Policy;
 use den_image::Image;
 use den_machine::{BootPlan, Machine};
-use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, State, Tier};
+use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, Parent, State, Tier};
 use den_store::{Durability, Idempotency, StoreError};
 use den_sys::failpoint;
 use tokio::sync::{mpsc, oneshot};
@@ -27,7 +27,7 @@ use crate::{
     control::{Control, Inner, blocking, now},
     errors::chain,
     exec::start_entrypoint,
-    handle::{Ask, Handle, Reply, Status},
+    handle::{Ask, Handle, Known, Reply, Status},
     idempotency::{Claim, Ticket, outcome},
     limits::IDEMPOTENCY_KEY_BYTES_MAX,
     names::friendly,
@@ -60,7 +60,7 @@ impl Control {
         if wanted.entrypoint && image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
             return Err(Error::bad_request(format!("`entrypoint`: the image `{}` has no command", wanted.image)));
         }
-        let (handle, inbox) = self.reserve(wanted, policy, &image)?;
+        let (handle, inbox) = self.reserve(wanted, policy, &image, None)?;
         tracing::debug!(computer = %handle.id, who = who.0, "a computer is made");
         let (reply, made) = oneshot::channel();
         self.0.tasks.spawn(make(Arc::clone(&self.0), handle, inbox, image, ticket, reply));
@@ -100,11 +100,12 @@ impl Control {
     }
 
     /// Puts the computer where others see it, under a name that nobody else has.
-    fn reserve(
+    pub(crate) fn reserve(
         &self,
         wanted: Wanted,
         policy: Policy,
         image: &Image,
+        parent: Option<Parent>,
     ) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
         let Wanted { name, image: image_name, limits, env, labels, entrypoint } = wanted;
         let id = ComputerId::from_uuid(Uuid::now_v7());
@@ -120,10 +121,12 @@ impl Control {
             entrypoint,
         };
         let at = now();
-        let status = Status { state: State::Creating, reason: None, changed_at: at, machine: None };
+        let status = Status { state: State::Creating, reason: None, changed_at: at, machine: None, restoring: None };
         let add = |name: ComputerName| {
             let net = Net::new(policy.clone());
-            let (handle, inbox) = Handle::new(id, spec(name), at, status.clone(), steps_dir.clone(), 0, net);
+            let (parent, steps_dir) = (parent.clone(), steps_dir.clone());
+            let known = Known { id, spec: spec(name), created_at: at, parent, steps_dir, last_step: 0, net };
+            let (handle, inbox) = Handle::new(known, status.clone());
             self.0.registry.insert(Arc::clone(&handle)).map(|()| (handle, inbox))
         };
         match name {
@@ -133,7 +136,7 @@ impl Control {
                 let made_up = (0..NAME_ATTEMPTS).map(|attempt| friendly(seed, attempt));
                 let last = format!("c-{}", id.short()).parse();
                 for name in made_up.chain(last) {
-                    if !self.0.registry.is_taken(&name)
+                    if self.0.registry.holder(&name).is_none()
                         && let Ok(added) = add(name)
                     {
                         return Ok(added);
@@ -161,18 +164,9 @@ async fn make(
     reply: Reply<Outcome>,
 ) {
     failpoint::hit("create.reserved");
-    let (id, at) = (handle.id, handle.created_at);
+    let id = handle.id;
     handle.base(|| Some(Arc::clone(&image)));
-    let row = Computer {
-        id,
-        spec: handle.spec.clone(),
-        state: State::Creating,
-        reason: None,
-        created_at: at,
-        changed_at: at,
-        boot_id: inner.boot_id.clone(),
-        net: Some(handle.net.get().text()),
-    };
+    let row = row_of(&inner, &handle);
     let hash = ticket.as_ref().map(Ticket::hash);
     let asked = ticket.as_ref().zip(hash.as_ref());
     let asked = asked.map(|(ticket, hash)| Idempotency { key: ticket.key(), request_hash: hash });
@@ -222,6 +216,21 @@ async fn make(
     }
 }
 
+/// The first row of a computer.
+pub(crate) fn row_of(inner: &Inner, handle: &Handle) -> Computer {
+    Computer {
+        id: handle.id,
+        spec: handle.spec.clone(),
+        state: State::Creating,
+        reason: None,
+        created_at: handle.created_at,
+        changed_at: handle.created_at,
+        boot_id: inner.boot_id.clone(),
+        net: Some(handle.net.get().text()),
+        parent: handle.parent.clone(),
+    }
+}
+
 /// Disk and processes.
 async fn carry(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
     make_disk(inner, handle).await?;
@@ -238,6 +247,18 @@ pub(crate) async fn make_disk(inner: &Inner, handle: &Handle) -> Result<(), Erro
     blocking(move || {
         let seed = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
         disks.create(id, limit, &seed).map(drop)
+    })
+    .await??;
+    Ok(())
+}
+
+/// Lays down the state that a computer was made as from its image.
+pub(crate) async fn make_zero(inner: &Inner, handle: &Handle) -> Result<(), Error> {
+    let (disks, id, limit) = (inner.disks()?, handle.id, handle.spec.limits.disk);
+    let hostname = handle.name().to_string();
+    blocking(move || {
+        let seed = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
+        disks.zero(id, limit, &seed).map(drop)
     })
     .await??;
     Ok(())
@@ -263,8 +284,9 @@ pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> 
     Ok(booted?)
 }
 
-async fn running(inner: &Inner, handle: &Handle, machine: Machine) -> Result<Machine, Error> {
+async fn running(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: Machine) -> Result<Machine, Error> {
     let at = now();
+    handle.history.begun(inner, handle).await;
     inner.store.set_state(handle.id, State::Running, None, at, None, Durability::Process).await?;
     failpoint::hit("create.state");
     handle.status.send_modify(|status| {
@@ -276,7 +298,7 @@ async fn running(inner: &Inner, handle: &Handle, machine: Machine) -> Result<Mac
 }
 
 /// Takes back whatever a failed create made. What resists is swept at the next start.
-async fn unmake(inner: &Inner, handle: &Arc<Handle>, has_row: bool) {
+pub(crate) async fn unmake(inner: &Inner, handle: &Arc<Handle>, has_row: bool) {
     let id = handle.id;
     handle.status.send_modify(|status| status.state = State::Removing);
     if let Err(error) = inner.machines.kill(id).await {

@@ -5,9 +5,10 @@
 use std::{fmt, sync::Arc};
 
 use den_disk::DiskError;
+use den_history::HistoryError;
 use den_image::ImageError;
 use den_machine::{LinkError, MachineError};
-use den_model::{Bytes, ComputerName, NameError, Refused, SizeError, State};
+use den_model::{Bytes, ComputerName, NameError, Refused, SizeError, State, StateName};
 use den_store::StoreError;
 use den_wire::agent::{Failure, FailureKind};
 
@@ -137,6 +138,15 @@ impl Error {
         .because(refused)
     }
 
+    pub(crate) fn restoring(name: &ComputerName, state: &StateName) -> Self {
+        Self::new(
+            "wrong_state",
+            409,
+            format!("`{name}` is being taken back to `{state}`, and takes nothing until then"),
+        )
+        .retryable()
+    }
+
     pub(crate) fn log_damaged(name: &ComputerName, number: u64, at: u64) -> Self {
         Self::new(
             "log_damaged",
@@ -191,6 +201,12 @@ impl Error {
             K::Unsupported => Self::new("unsupported", 501, format!("the agent in `{name}` is too old for this"))
                 .hint(format!("`den stop {name}` and `den start {name}` give it the present one")),
             K::LinkLoop => is("bad_request", 400, "too many symbolic links on the way"),
+            K::ChangedMeanwhile => {
+                is("changed_meanwhile", 409, "it was changed while the merge was made").hint("merge again").retryable()
+            }
+            K::HalfDone => {
+                is("merge_broken", 500, "the merge failed halfway").hint("restore the state that was kept before it")
+            }
             K::Other => match failure.errno {
                 Some(errno) => {
                     let words = std::io::Error::from_raw_os_error(errno);
@@ -215,6 +231,10 @@ impl From<StoreError> for Error {
                 .hint("another `den serve` uses this data folder; end it, or take another one with `--data`"),
             StoreError::Newer { .. } => {
                 Self::new("store_newer", 500, error.to_string()).hint("use the newer Den that wrote it")
+            }
+            StoreError::LabelTaken { label, .. } => {
+                Self::new("label_taken", 409, format!("there is a state `{label}` already"))
+                    .hint("take another label, or let that one go with `den snaps rm NAME@LABEL`")
             }
             StoreError::Closed => Self::shutting_down(),
             _ => Self::new(error.code(), 500, error.to_string()),
@@ -247,10 +267,26 @@ impl From<ImageError> for Error {
     }
 }
 
+impl From<HistoryError> for Error {
+    fn from(error: HistoryError) -> Self {
+        let (code, status) = match error.code() {
+            "path_not_found" => ("no_such_path", 404),
+            "file_too_large" | "too_many" => ("too_large", 413),
+            code if error.is_of_request() => (code, 400),
+            code => (code, 500),
+        };
+        Self::new(code, status, chain(&error)).hint(error.hint()).because(error)
+    }
+}
+
 impl From<DiskError> for Error {
     fn from(error: DiskError) -> Self {
         let text = chain(&error);
-        if error_number(&error).is_some_and(is_full) {
+        if matches!(error, DiskError::Unsupported { .. }) {
+            Self::new("history_unsupported", 501, text)
+                .hint("serve a data folder on btrfs, or without `--storage plain`")
+                .because(error)
+        } else if error_number(&error).is_some_and(is_full) {
             Self::new("host_full", 507, text)
                 .hint("make room on the disk of the data folder, or remove computers with `den rm`")
                 .because(error)

@@ -163,14 +163,14 @@ impl Control {
         let (progress, log) = match self.find_step(&handle, number).await? {
             Found::Running(live) => (live.progress.subscribe(), live.log.clone()),
             Found::Ended(step) => {
-                let log = match step.kind {
-                    StepKind::Files => None,
-                    StepKind::Exec | StepKind::Entrypoint => handle.steps.logs.open(number).map_err(|error| {
+                let log = match step.kind.has_log() {
+                    false => None,
+                    true => handle.steps.logs.open(number).map_err(|error| {
                         Error::internal(format!("cannot open the log of step {number} of `{}`", handle.name()))
                             .because(error)
                     })?,
                 };
-                let progress = Progress { log_bytes: 0, output_bytes: step.output_bytes, end: Some(Arc::new(step)) };
+                let progress = Progress { log_bytes: 0, output_bytes: step.output_bytes, end: Some(Arc::new(*step)) };
                 (watch::channel(progress).1, log.map(Arc::new))
             }
         };
@@ -218,7 +218,7 @@ impl Control {
         let handle = self.0.registry.find(computer)?;
         Ok(match self.find_step(&handle, number).await? {
             Found::Running(live) => StepView::from(&live.present()),
-            Found::Ended(step) => StepView::from(&step),
+            Found::Ended(step) => StepView::from(&*step),
         })
     }
 
@@ -263,7 +263,7 @@ impl Control {
                 return Ok(Found::Running(live));
             }
             match self.0.store.get_step(handle.id, number).await? {
-                Some(step) if step.end.is_some() => return Ok(Found::Ended(step)),
+                Some(step) if step.end.is_some() => return Ok(Found::Ended(Box::new(step))),
                 Some(_) => {}
                 None => break,
             }
@@ -274,7 +274,7 @@ impl Control {
 
 enum Found {
     Running(Arc<Live>),
-    Ended(Step),
+    Ended(Box<Step>),
 }
 
 fn reader_turn(handle: &Handle) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
@@ -383,10 +383,24 @@ type Begun = (Arc<Live>, StepLink, Option<Vec<u8>>);
 
 async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan: Plan) -> Result<Begun, Error> {
     let Plan { kind, argv, cwd, user, pty, who, mut exec, stdin } = plan;
+    handle.history.settled().await;
     let number = handle.steps.number();
     exec.step = number;
-    let step =
-        Step { number, kind, argv, user, cwd, pty, who, started_at: now(), ended_at: None, end: None, output_bytes: 0 };
+    let step = Step {
+        number,
+        kind,
+        argv,
+        user,
+        cwd,
+        pty,
+        who,
+        started_at: now(),
+        ended_at: None,
+        end: None,
+        output_bytes: 0,
+        snapshot: None,
+        changes: None,
+    };
     // The log is made while the writer has the row.
     let row = inner.store.insert_step(handle.id, &step, Durability::Process);
     let log = handle.steps.logs.create(number).map(Arc::new);

@@ -157,6 +157,7 @@ impl Change {
         who: &Who,
     ) -> Result<Self, Error> {
         handle.steps.room()?;
+        handle.history.settled().await;
         let number = handle.steps.number();
         let step = Step {
             number,
@@ -170,6 +171,8 @@ impl Change {
             ended_at: None,
             end: None,
             output_bytes: 0,
+            snapshot: None,
+            changes: None,
         };
         let row = inner.store.insert_step(handle.id, &step, Durability::Process);
         let live = Live::new(step, None);

@@ -7,15 +7,16 @@ use std::{
     time::Duration,
 };
 
-use den_api::ComputerView;
+use den_api::{ComputerView, RestoreView};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Request, State};
+use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Parent, Request, State, StateName};
 use minicbor::bytes::ByteVec;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Error,
+    history::{History, fork::parent_view},
     limits::{DIALS_MAX, MAILBOX_MAX},
     net::{ADDRESS, Net, NetCell},
     registry::Entry,
@@ -30,14 +31,31 @@ pub(crate) struct Handle {
     pub id: ComputerId,
     pub spec: ComputerSpec,
     pub created_at: Micros,
+    /// Where it was forked from.
+    pub parent: Option<Parent>,
     pub status: watch::Sender<Status>,
     pub mailbox: mpsc::Sender<Ask>,
     pub steps: Steps,
+    /// Its states.
+    pub history: History,
     /// What it may reach.
     pub net: NetCell,
     /// Places for connections to ports inside.
     pub dials: Arc<Semaphore>,
     base: OnceLock<Arc<Base>>,
+}
+
+/// What a computer is made known with.
+pub(crate) struct Known {
+    pub id: ComputerId,
+    pub spec: ComputerSpec,
+    pub created_at: Micros,
+    pub parent: Option<Parent>,
+    /// Where the output of its steps lies.
+    pub steps_dir: PathBuf,
+    /// The number of the last of them.
+    pub last_step: u64,
+    pub net: Net,
 }
 
 /// Where a computer stands.
@@ -48,6 +66,8 @@ pub(crate) struct Status {
     pub changed_at: Micros,
     /// There while it runs, and while it is being ended.
     pub machine: Option<Machine>,
+    /// While its disk is put back to a state: which.
+    pub restoring: Option<StateName>,
 }
 
 /// What the task of a computer is asked.
@@ -55,6 +75,7 @@ pub(crate) enum Ask {
     Start { reply: Reply<()> },
     Stop { grace: Duration, reply: Reply<()> },
     Remove { reply: Reply<()> },
+    Restore { state: StateName, who: String, reply: Reply<RestoreView> },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -93,21 +114,15 @@ impl Entry for Handle {
 
 impl Handle {
     /// A computer and the inbox for its task.
-    pub(crate) fn new(
-        id: ComputerId,
-        spec: ComputerSpec,
-        created_at: Micros,
-        status: Status,
-        steps_dir: PathBuf,
-        last_step: u64,
-        net: Net,
-    ) -> (Arc<Self>, mpsc::Receiver<Ask>) {
+    pub(crate) fn new(known: Known, status: Status) -> (Arc<Self>, mpsc::Receiver<Ask>) {
+        let Known { id, spec, created_at, parent, steps_dir, last_step, net } = known;
         let (mailbox, inbox) = mpsc::channel(MAILBOX_MAX);
         let (status, _) = watch::channel(status);
         let steps = Steps::new(steps_dir, last_step);
         let dials = Arc::new(Semaphore::new(DIALS_MAX));
         let net = NetCell::new(net);
-        let handle = Self { id, spec, created_at, status, mailbox, steps, net, dials, base: OnceLock::new() };
+        let (history, base) = (History::new(), OnceLock::new());
+        let handle = Self { id, spec, created_at, parent, status, mailbox, steps, history, net, dials, base };
         (Arc::new(handle), inbox)
     }
 
@@ -124,12 +139,15 @@ impl Handle {
     /// Errors: `computer_stopped`, `wrong_state`, `computer_not_found`.
     pub(crate) fn admit(&self) -> Result<Machine, Error> {
         let status = self.status.borrow();
-        status.state.ask(Request::Use).map_err(|refused| Error::refused(self.name(), refused))?;
+        status.state.ask(Request::Use).map_err(|refused| match &status.restoring {
+            Some(state) => Error::restoring(self.name(), state),
+            None => Error::refused(self.name(), refused),
+        })?;
         status.machine.clone().ok_or_else(|| Error::internal(format!("`{}` runs without a machine", self.name())))
     }
 
     /// Asks the task and waits for its answer.
-    pub(crate) async fn ask(&self, ask: impl FnOnce(Reply<()>) -> Ask) -> Result<(), Error> {
+    pub(crate) async fn ask<T>(&self, ask: impl FnOnce(Reply<T>) -> Ask) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let gone = || Error::computer_not_found(self.name().as_str());
         self.mailbox.send(ask(reply)).await.map_err(|_| gone())?;
@@ -178,6 +196,7 @@ impl Handle {
             env: spec.env.clone(),
             labels: spec.labels.clone(),
             entrypoint: spec.entrypoint,
+            parent: self.parent.as_ref().map(parent_view),
             created_at: self.created_at,
             changed_at,
             last_step: self.steps.last(),

@@ -8,6 +8,7 @@
 //!                ├─ output: readers of log files, each at its own pace
 //!                ├─ files: through the agent, writes as steps
 //!                ├─ ports: what listens inside, connections to it
+//!                ├─ history: states kept after steps, forked, compared, merged, gone back to
 //!                ├─ net: what a computer may reach; the gate kept running, told, and read from
 //!                ├─ images: jobs over the image store
 //!                └─ recover: rows, machines and disks held against each other, at open
@@ -20,6 +21,7 @@
 //! - A create is answered after its row is on the disk, a removal after the row's end is; the end of
 //!   a step is recorded before anyone is told.
 //! - A crash at any instant leaves what the next `Control::open` finishes or unmakes.
+//! - A step begins once the state after the one before is kept, if that changed anything.
 //! - Nobody waits for a reader, and no lock is held across an await but the one that puts changes of
 //!   one computer's policy in order.
 //!
@@ -32,6 +34,7 @@ mod errors;
 mod exec;
 mod files;
 mod handle;
+mod history;
 mod idempotency;
 mod images;
 pub mod limits;
@@ -54,6 +57,7 @@ pub use den_store::Order;
 pub use errors::Error;
 pub use exec::{Execution, Input};
 pub use files::{FileReader, FileWriter, TarWriter, Watcher, WriteFile};
+pub use history::{DiffRequest, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching};
 pub use images::Job;
 pub use net::{
     HouseNet,

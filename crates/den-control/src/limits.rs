@@ -58,3 +58,41 @@ pub const DEPTH_MAX: u32 = 64;
 pub const JOB_EVENTS_MAX: usize = 256;
 /// How often an image job tells of progress on one part.
 pub const JOB_EVENT_INTERVAL: Duration = Duration::from_millis(100);
+/// Forks that one request may ask for.
+pub const FORKS_MAX: u32 = 100;
+/// Forks of one request that are made at a time.
+pub const FORKS_AT_ONCE: usize = 16;
+/// Flows that a restore tells of one by one.
+pub const SENT_SHOWN: usize = 100;
+/// How long a step waits for the state before it to be kept, and a request for its turn at a computer's states.
+pub const KEEP_WAIT: Duration = Duration::from_secs(10);
+/// How long a computer may take to stand still for its state to be kept; else its files may be of different moments.
+pub const FREEZE_WAIT: Duration = Duration::from_millis(50);
+/// With more unwritten data than this, most of it is written before the computer stands still.
+pub const PREFLUSH_ABOVE: Bytes = Bytes::mib(1);
+/// Automatic states of one computer that are all kept; older ones are thinned.
+pub const STATES_NEWEST: usize = 100;
+/// The same where each state is a copy.
+pub const STATES_NEWEST_COPIED: usize = 5;
+/// After so many days no automatic state is kept.
+pub const STATES_DAYS: i64 = 365;
+/// Beyond this share of its disk a computer loses its oldest automatic states.
+pub const STATES_DISK_PERCENT: u64 = 80;
+/// How many of them at a time.
+pub const STATES_DROPPED_AT_ONCE: usize = 8;
+/// How long the bytes of states that were let go are waited for before more go.
+pub const ROOM_WAIT: Duration = Duration::from_secs(2);
+/// Such a wait that begins less than this after another one is left out.
+pub const ROOM_PAUSE: Duration = Duration::from_secs(10);
+/// How long a state that is to go waits for who looks at it.
+pub const UNPIN_WAIT: Duration = Duration::from_secs(5);
+/// States that an error lists.
+pub const STATES_SHOWN_MAX: usize = 20;
+/// Steps whose changes are looked for at a time, of all computers.
+pub const COMPARED_AT_ONCE: usize = 2;
+/// Changed paths that are listed of one step.
+pub const CHANGES_MAX: usize = 10_000;
+/// What the lists of one computer's changes may take on disk; the oldest go first.
+pub const CHANGES_KEEP_BYTES: Bytes = Bytes::mib(64);
+/// Every so many steps the lists beyond [`CHANGES_KEEP_BYTES`] go.
+pub const CHANGES_PRUNE_EVERY: u64 = 64;

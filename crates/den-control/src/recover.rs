@@ -9,7 +9,7 @@ use std::{
 };
 
 use den_machine::{LinkError, Machine, StepLink};
-use den_model::{Computer, ComputerId, Fact, State, Step, StepEnd, StepKind};
+use den_model::{Computer, ComputerId, Fact, SnapshotKind, State, Step, StepEnd, StepKind};
 use den_store::Durability;
 use den_wire::agent::FailureKind;
 use futures_util::{StreamExt, stream};
@@ -19,7 +19,8 @@ use crate::{
     control::{Inner, blocking, now},
     errors::chain,
     exec::{end_by_log, end_from_log, follow},
-    handle::{Handle, Status},
+    handle::{Handle, Known, Status},
+    history,
     limits::RECOVERY_WAIT,
     net::Net,
     steps::Live,
@@ -45,6 +46,7 @@ pub(crate) enum Verdict {
 const NOT_STARTED: &str = "the host restarted while it was made; it was never started";
 const HOST_RESTARTED: &str = "the host restarted";
 const ENDED_UNSEEN: &str = "it ended while no daemon ran";
+const RESTORE_CUT_OFF: &str = "the daemon ended while it was taken back to a state; `den log` says whether it was";
 const NO_DISK: &str = "its disk is gone";
 
 /// What follows from a row, from whether a machine runs, from whether the host restarted since, and
@@ -98,6 +100,9 @@ pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result
 }
 
 async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>, disk: bool) -> Result<(), Error> {
+    if disk {
+        settle_disk(inner, row.id).await;
+    }
     let host_restarted = row.boot_id != inner.boot_id;
     let verdict = decide(Some(row.state), machine.is_some(), host_restarted, disk);
     tracing::debug!(computer = %row.id, state = %row.state, ?verdict, "a computer is taken up");
@@ -110,15 +115,29 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
         }
         return Ok(());
     }
-    let last = inner.store.last_step_number(row.id).await?;
+    let last_step = inner.store.last_step_number(row.id).await?;
     let was = row.state;
-    let status = Status { state: was, reason: row.reason, changed_at: row.changed_at, machine: None };
+    let status = Status { state: was, reason: row.reason, changed_at: row.changed_at, machine: None, restoring: None };
     let steps_dir = inner.disks()?.disk(row.id).steps;
     let net = Net::read(row.net.as_deref());
     if let Some(why) = &net.unreadable {
         tracing::error!(computer = %row.id, why, "a computer is sealed");
     }
-    let (handle, inbox) = Handle::new(row.id, row.spec, row.created_at, status, steps_dir, last, net);
+    let Computer { spec, created_at, parent, .. } = row;
+    let known = Known { id: row.id, spec, created_at, parent, steps_dir, last_step, net };
+    let (handle, inbox) = Handle::new(known, status);
+    let remade = match verdict {
+        Verdict::RollForward { .. } => {
+            inner.machines.kill(row.id).await?;
+            task::remake_disk(inner, &handle).await
+        }
+        _ => Ok(()),
+    };
+    // Before anything of it goes on: what ends from here on has its state kept.
+    if disk || remade.is_ok() {
+        let rows = inner.store.snapshots(row.id).await?;
+        handle.history.take_up(inner, &handle, rows).await?;
+    }
     if verdict != Verdict::Adopt {
         // The gate may carry on for one that ended while no daemon ran. Nobody waits.
         drop(inner.gate.detach(row.id));
@@ -140,15 +159,30 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
             if machine.is_some() {
                 inner.machines.kill(row.id).await?;
             }
+            // It has no processes because it was being taken back, which is no failure.
+            let (state, reason) = match open_steps.iter().any(|step| step.kind == StepKind::Restore) {
+                true if reason == Some(ENDED_UNSEEN) => (State::Stopped, Some(RESTORE_CUT_OFF)),
+                _ => (state, reason),
+            };
             if state != was {
                 settle(inner, &handle, state, reason).await?;
+            }
+            if disk {
+                history::merge::take_back(inner, &handle, &open_steps).await?;
             }
             end_steps(inner, &handle, open_steps).await?;
         }
         Verdict::RollForward { reason } => {
-            inner.machines.kill(row.id).await?;
-            task::remake_disk(inner, &handle).await?;
-            settle(inner, &handle, State::Stopped, Some(reason)).await?;
+            let (state, reason) = match remade {
+                Ok(()) => (State::Stopped, reason),
+                // Of a fork whose parent is gone too: it is told, and all others are there.
+                Err(error) if handle.parent.is_some() => {
+                    tracing::error!(computer = %row.id, error = error.chain(), "the disk of a fork cannot be made again");
+                    (State::Failed, NO_DISK)
+                }
+                Err(error) => return Err(error),
+            };
+            settle(inner, &handle, state, Some(reason)).await?;
         }
         Verdict::Unmake { .. } => {}
     }
@@ -156,8 +190,20 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
         let name = handle.name();
         return Err(Error::new("store_corrupt", 500, format!("`{name}` is the name of {} and {holder}", handle.id)));
     }
+    history::keep(inner, &handle);
     inner.tasks.spawn(task::run(Arc::clone(inner), handle, inbox));
     Ok(())
+}
+
+/// Finishes or takes back what a crash left of a restore or of keeping a state.
+async fn settle_disk(inner: &Inner, id: ComputerId) {
+    let settled = match inner.disks() {
+        Ok(disks) => blocking(move || disks.settle(id)).await.and_then(|settled| Ok(settled?)),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = settled {
+        tracing::error!(computer = %id, error = error.chain(), "a disk cannot be put in order");
+    }
 }
 
 async fn settle(inner: &Inner, handle: &Handle, state: State, reason: Option<&str>) -> Result<(), Error> {
@@ -182,15 +228,19 @@ async fn unmake(inner: &Inner, id: ComputerId) -> Result<(), Error> {
 /// Goes on with the steps of a computer that runs; ends those that its agent does not know.
 async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, steps: Vec<Step>) {
     for step in steps {
-        let log = match step.kind {
-            StepKind::Files => None,
-            StepKind::Exec | StepKind::Entrypoint => handle.steps.logs.open(step.number).unwrap_or_default(),
+        let log = match step.kind.has_log() {
+            false => None,
+            true => handle.steps.logs.open(step.number).unwrap_or_default(),
         };
         let number = step.number;
         let live = Live::new(step, log.map(Arc::new));
         handle.steps.add(&live);
-        if live.step.kind == StepKind::Files {
-            // Its bytes came through the daemon that is gone.
+        if live.step.kind == StepKind::Restore && end_restore(inner, handle, number).await.unwrap_or(false) {
+            handle.steps.forget(number);
+            continue;
+        }
+        if !live.step.kind.has_log() {
+            // It was the work of the daemon that is gone.
             end_from_log(inner, handle, &live).await;
             continue;
         }
@@ -219,13 +269,30 @@ async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine
 /// Ends the steps of a computer that has no processes.
 async fn end_steps(inner: &Inner, handle: &Handle, steps: Vec<Step>) -> Result<(), Error> {
     for step in steps {
+        if step.kind == StepKind::Restore && end_restore(inner, handle, step.number).await? {
+            continue;
+        }
         let (end, output_bytes) = match handle.steps.logs.open(step.number) {
-            Ok(Some(log)) if step.kind != StepKind::Files => end_by_log(&log, step.output_bytes),
+            Ok(Some(log)) if step.kind.has_log() => end_by_log(&log, step.output_bytes),
             _ => (StepEnd::Lost, step.output_bytes),
         };
         inner.store.end_step(handle.id, step.number, now(), &end, output_bytes, Durability::Process).await?;
     }
     Ok(())
+}
+
+/// Ends a restore whose daemon died after the disk was taken back, and says whether it was: the state
+/// before is kept then.
+async fn end_restore(inner: &Inner, handle: &Handle, number: u64) -> Result<bool, Error> {
+    let (store, id, disks) = (&inner.store, handle.id, inner.disks()?);
+    let kept = store.snapshots(id).await?;
+    let before = kept.iter().rfind(|state| state.kind == SnapshotKind::Restore && state.step + 1 == number);
+    let before = before.filter(|state| disks.snapshot_path(id, state.number).is_dir());
+    let Some(state) = before.and_then(|before| before.went_to) else { return Ok(false) };
+    let follows = store.set_step_snapshot(id, vec![number], state, None, Durability::Process);
+    store.end_step(id, number, now(), &StepEnd::Exited { code: 0 }, 0, Durability::Process).await?;
+    follows.await?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -54,8 +54,9 @@ impl<E: Entry> Registry<E> {
         Ok(())
     }
 
-    pub(crate) fn is_taken(&self, name: &ComputerName) -> bool {
-        self.read().by_name.contains_key(name.as_str())
+    /// Who has the name.
+    pub(crate) fn holder(&self, name: &ComputerName) -> Option<ComputerId> {
+        self.read().by_name.get(name.as_str()).copied()
     }
 
     /// Lets others take the name.

@@ -58,10 +58,23 @@ pub(crate) fn check(request: &CreateComputer, defaults: Limits) -> Result<Wanted
         },
     };
     check_env(&request.env)?;
-    if request.labels.len() > LABELS_MAX {
+    check_labels(&request.labels)?;
+    Ok(Wanted {
+        name,
+        image,
+        limits,
+        env: request.env.clone(),
+        labels: request.labels.clone(),
+        entrypoint: request.entrypoint,
+    })
+}
+
+/// Checks labels.
+pub(crate) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    if labels.len() > LABELS_MAX {
         return Err(Error::bad_request(format!("`labels`: more than {LABELS_MAX}")));
     }
-    for (key, value) in &request.labels {
+    for (key, value) in labels {
         if key.is_empty() || key.contains('=') {
             return Err(Error::bad_request(format!("`labels`: `{key}` is empty or has `=` in it")));
         }
@@ -72,14 +85,7 @@ pub(crate) fn check(request: &CreateComputer, defaults: Limits) -> Result<Wanted
             ));
         }
     }
-    Ok(Wanted {
-        name,
-        image,
-        limits,
-        env: request.env.clone(),
-        labels: request.labels.clone(),
-        entrypoint: request.entrypoint,
-    })
+    Ok(())
 }
 
 /// Checks variables of an environment.

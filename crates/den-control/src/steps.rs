@@ -24,6 +24,7 @@ use crate::{
     control::{Inner, now},
     errors::{Error, chain, too_many},
     handle::Handle,
+    history,
     limits::{READERS_MAX, STEPS_KEPT_MAX, STEPS_PRUNE_EVERY, STEPS_RUNNING_MAX},
     logs::Logs,
     output::Progress,
@@ -134,12 +135,15 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
         }
     }
     den_sys::failpoint::hit("exec.ended");
+    // Before anyone is told, so that the next step waits for it.
+    history::ended(inner, handle, number);
     let ended = Step { ended_at: Some(ended_at), end: Some(end), output_bytes, ..live.step.clone() };
     live.progress.send_modify(|progress| {
         progress.output_bytes = output_bytes;
         progress.end = Some(Arc::new(ended));
     });
     handle.steps.forget(number);
+    history::keep(inner, handle);
     if let Some(log) = &live.log {
         handle.steps.logs.ended(inner, handle, number, log);
     }

@@ -23,6 +23,7 @@ use crate::{
     errors::chain,
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
+    history::fork,
     limits::{STEPS_END_WAIT, STOP_MARGIN},
 };
 
@@ -65,9 +66,9 @@ pub(crate) async fn run(inner: Arc<Inner>, handle: Arc<Handle>, inbox: mpsc::Rec
     Task { inner, handle, inbox }.serve().await;
 }
 
-struct Task {
-    inner: Arc<Inner>,
-    handle: Arc<Handle>,
+pub(crate) struct Task {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) handle: Arc<Handle>,
     inbox: mpsc::Receiver<Ask>,
 }
 
@@ -90,6 +91,11 @@ impl Task {
                     None
                 }
                 Some(Ask::Stop { grace, reply }) => self.stop(grace, reply).await,
+                Some(Ask::Restore { state, who, reply }) => {
+                    let result = self.restore(state, who).await;
+                    drop(reply.send(result));
+                    None
+                }
                 Some(Ask::Remove { reply }) => Some(reply),
             };
             if let Some(reply) = removal {
@@ -103,17 +109,17 @@ impl Task {
         }
     }
 
-    fn machine(&self) -> Option<Machine> {
+    pub(crate) fn machine(&self) -> Option<Machine> {
         self.handle.status.borrow().machine.clone()
     }
 
     /// The state after a request, or why not.
-    fn ask(&self, request: Request) -> Result<State, Error> {
+    pub(crate) fn ask(&self, request: Request) -> Result<State, Error> {
         self.handle.state().ask(request).map_err(|refused| Error::refused(self.handle.name(), refused))
     }
 
     /// Records a state, then shows it. The store's refusal leaves both as they were.
-    async fn set(&self, state: State, reason: Option<String>, boot_id: Option<String>) -> Result<(), Error> {
+    pub(crate) async fn set(&self, state: State, reason: Option<String>, boot_id: Option<String>) -> Result<(), Error> {
         let at = now();
         let id = self.handle.id;
         self.inner.store.set_state(id, state, reason.clone(), at, boot_id, Durability::Process).await?;
@@ -122,7 +128,7 @@ impl Task {
     }
 
     /// As [`Task::set`], for what has happened whether it can be recorded or not.
-    async fn set_fact(&self, state: State, reason: Option<String>) {
+    pub(crate) async fn set_fact(&self, state: State, reason: Option<String>) {
         let at = now();
         let recorded = self.inner.store.set_state(self.handle.id, state, reason.clone(), at, None, Durability::Process);
         if let Err(error) = recorded.await {
@@ -222,13 +228,17 @@ impl Task {
                 Ask::Remove { reply } => return Some(reply),
                 Ask::Start { reply } => (Request::Start, reply),
                 Ask::Stop { reply, .. } => (Request::Stop, reply),
+                Ask::Restore { reply, .. } => {
+                    drop(reply.send(Err(self.ask(Request::Restore).err().unwrap_or_else(Error::shutting_down))));
+                    continue;
+                }
             };
             drop(reply.send(self.ask(request).map(drop)));
         }
     }
 
     /// Ends all processes and waits until the steps among them are recorded as ended.
-    async fn end(&self, machine: &Machine) {
+    pub(crate) async fn end(&self, machine: &Machine) {
         if let Err(error) = machine.kill().await {
             tracing::error!(computer = %self.handle.id, error = chain(&error), "a computer may still run");
         }
@@ -291,6 +301,8 @@ impl Task {
             return Err(error);
         }
         failpoint::hit("remove.killed");
+        // No state is begun any more, and what one is taken of stays until it is.
+        self.handle.history.close().await;
         // Before the disk goes, for the gate writes its records there.
         self.inner.gate.detach(id).await;
         self.handle.steps.all_ended(STEPS_END_WAIT).await;
@@ -318,12 +330,18 @@ async fn died(machine: Option<&Machine>) {
     }
 }
 
-/// Boots nothing: makes the disk that a create cut off by a power cut did not.
+/// Boots nothing: makes the disk that a create or a fork cut off by a power cut did not.
 pub(crate) async fn remake_disk(inner: &Inner, handle: &Handle) -> Result<(), Error> {
     let disks = inner.disks()?;
     if !disks.exists(handle.id) {
         disks.remove(handle.id)?; // Half of one.
-        make_disk(inner, handle).await?;
+        match handle.parent {
+            Some(_) => {
+                let image = inner.images.by_digest(&handle.spec.image_digest)?;
+                fork::make_disk(inner, handle, &image).await?;
+            }
+            None => make_disk(inner, handle).await?,
+        }
     }
     Ok(())
 }

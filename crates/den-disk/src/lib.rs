@@ -4,21 +4,40 @@
 //! DATA/computers/                 btrfs: of DATA itself, or of a loop-mounted image DATA/disk.btrfs;
 //!                                 or a plain directory
 //! DATA/computers/<id>/live/       one subvolume (or directory): data/ work/ vol/
+//! DATA/computers/<id>/snapshots/  what it was: <n>, read-only subvolumes (or copies) of live
+//! DATA/computers/<id>/live.new/   what it shall be, while a restore is under way
+//! DATA/computers/<id>/group        the number of what counts them together, once it was restored
 //! DATA/computers/<id>/steps/      another one: output of steps
 //! DATA/computers/.gone/<n>        out of sight already, being removed
+//!
+//!              snapshot                     fork                       restore
+//!   live ───────────────► snapshots/n ───────────────► live of another ┐
+//!     ▲                       └────────────► live.new ─┐               └► snapshots/0 of it
+//!     └────────────────────────────────────────────────┘ live before: snapshots/m
 //! ```
 //!
 //! Invariants:
 //! - A computer's directory has its id for its name; what has none is swept by [`Disks::open`].
 //! - Removal is one rename. What comes after it may be cut off at any point.
+//! - A disk is whole once `steps` is there: it is made last.
+//! - A number in `snapshots/` names a state that is whole; what begins with a dot is being made.
+//! - The state that `live` had before a restore is never without a name.
 //!
 //! Not here: the overlay that is mounted from a disk (`machine`), images (`image`), and what the
 //! database knows (`store`).
 
 mod backing;
+mod copy;
+mod dirty;
+mod fork;
+mod group;
+mod keys;
+mod rekey;
+mod restore;
+mod snapshots;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +47,7 @@ use den_sys::{SysError, btrfs};
 use rustix::fs::{Mode, OFlags};
 
 pub use backing::{Storage, StorageChoice};
+pub use dirty::{Dirt, Mark};
 
 /// Where disks shall lie.
 #[derive(Debug, Clone)]
@@ -66,6 +86,36 @@ pub enum DiskError {
     /// There is one already.
     #[error("computer {0} has a disk already")]
     Exists(ComputerId),
+    /// It has no such state.
+    #[error("computer {id} has no state {number} on its disk")]
+    NoSnapshot {
+        /// The computer.
+        id: ComputerId,
+        /// The state.
+        number: u64,
+    },
+    /// There is a state of this number.
+    #[error("computer {id} has a state {number} already")]
+    SnapshotExists {
+        /// The computer.
+        id: ComputerId,
+        /// The state.
+        number: u64,
+    },
+    /// Only btrfs can do it.
+    #[error("{what} needs disks on btrfs; here they are plain directories")]
+    Unsupported {
+        /// What was wanted.
+        what: &'static str,
+    },
+    /// A tree nests deeper than Den copies.
+    #[error("{}: directories nest deeper than {limit}", path.display())]
+    TooDeep {
+        /// Where it was given up.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
+    },
 }
 
 /// All disks of one data folder.
@@ -74,7 +124,7 @@ pub struct Disks(Arc<Inner>);
 
 struct Inner {
     root: PathBuf,
-    root_fd: std::os::fd::OwnedFd,
+    root_fd: OwnedFd,
     storage: Storage,
     limit: backing::Limit,
     /// `/sys/fs/btrfs/<uuid>/qgroups`, where usage is read.
@@ -135,75 +185,66 @@ impl Disks {
     ///
     /// Errors: `Exists`; what the file system refuses. Nothing is left of it then.
     pub fn create(&self, id: ComputerId, limit: Bytes, identity: &Identity<'_>) -> Result<Disk, DiskError> {
-        let home = self.0.root.join(id.to_string());
-        if let Err(error) = std::fs::create_dir(&home) {
-            return Err(match error.kind() {
-                io::ErrorKind::AlreadyExists => DiskError::Exists(id),
-                _ => SysError::io("mkdir", &home, &error).into(),
-            });
-        }
+        let home = self.make_home(id)?;
         self.fill(&home, id, limit, identity).inspect_err(|_| {
             let _ = self.remove(id);
         })
     }
 
+    fn make_home(&self, id: ComputerId) -> Result<PathBuf, DiskError> {
+        let home = self.home(id);
+        match std::fs::create_dir(&home) {
+            Ok(()) => Ok(home),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(DiskError::Exists(id)),
+            Err(error) => Err(SysError::io("mkdir", &home, &error).into()),
+        }
+    }
+
     fn fill(&self, home: &Path, id: ComputerId, limit: Bytes, identity: &Identity<'_>) -> Result<Disk, DiskError> {
         let disk = self.disk(id);
-        let open = |path: &Path| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty()).map_err(SysError::rustix("open", path.display()))
-        };
         match self.0.storage {
-            Storage::Btrfs => btrfs::create_subvolume(open(home)?.as_fd(), "live")?,
+            Storage::Btrfs => btrfs::create_subvolume(open_dir(home)?.as_fd(), "live")?,
             Storage::Plain => make(&disk.live)?,
         }
-        let live = open(&disk.live)?;
+        let live = open_dir(&disk.live)?;
+        self.limit(live.as_fd(), limit)?;
+        furnish(live.as_fd(), identity)?;
+        self.make_steps(home, &disk)?;
+        Ok(disk)
+    }
+
+    /// Holds the subvolume `live` to `limit`, where that can be done.
+    fn limit(&self, live: BorrowedFd<'_>, limit: Bytes) -> Result<(), DiskError> {
         if self.0.limit == backing::Limit::Held {
-            btrfs::limit_subvolume(live.as_fd(), btrfs::subvolume_id(live.as_fd())?, limit.0)?;
+            btrfs::limit_subvolume(live, btrfs::subvolume_id(live)?, limit.0)?;
         }
-        // Docker takes the storage driver that it finds traces of: without them it would choose btrfs on
-        // btrfs, whose subvolumes a computer cannot make.
-        let directories =
-            ["data", "work", "vol", "data/etc", "vol/docker", "vol/docker/overlay2", "vol/docker/overlay2/l"];
-        for (name, mode) in directories.map(|name| (name, 0o755)) {
-            let mode = Mode::from_raw_mode(mode);
-            rustix::fs::mkdirat(&live, name, mode).map_err(SysError::rustix("mkdir", name))?;
-        }
-        let machine_id: String = identity.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
-        let hostname = identity.hostname;
-        let hosts = format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-        for (name, text, mode) in [
-            ("data/etc/hostname", format!("{hostname}\n"), 0o644),
-            ("data/etc/hosts", hosts, 0o644),
-            ("data/etc/resolv.conf", RESOLV_CONF.to_owned(), 0o644),
-            ("data/etc/machine-id", format!("{machine_id}\n"), 0o444),
-        ] {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(&live, name, flags, Mode::from_raw_mode(mode))
-                .map_err(SysError::rustix("create", name))?;
-            rustix::io::write(&fd, text.as_bytes()).map_err(SysError::rustix("write", name))?;
-        }
-        // As container engines make it: `fusermount` and others read it, and images often lack it.
-        rustix::fs::symlinkat("../proc/self/mounts", &live, "data/etc/mtab")
-            .map_err(SysError::rustix("symlink", "data/etc/mtab"))?;
-        // Made last: whoever finds it knows that the rest is there.
+        Ok(())
+    }
+
+    /// Made last: whoever finds it knows that the rest is there.
+    fn make_steps(&self, home: &Path, disk: &Disk) -> Result<(), DiskError> {
         match self.0.storage {
             Storage::Btrfs => {
-                let home = open(home)?;
+                let home = open_dir(home)?;
                 btrfs::create_subvolume(home.as_fd(), "steps")?;
                 if self.0.limit == backing::Limit::Held {
-                    let steps = open(&disk.steps)?;
+                    let steps = open_dir(&disk.steps)?;
                     btrfs::limit_subvolume(steps.as_fd(), btrfs::subvolume_id(steps.as_fd())?, STEPS_BYTES_MAX.0)?;
                 }
             }
             Storage::Plain => make(&disk.steps)?,
         }
-        Ok(disk)
+        Ok(())
+    }
+
+    /// The folder of `id`, which may not be there.
+    fn home(&self, id: ComputerId) -> PathBuf {
+        self.0.root.join(id.to_string())
     }
 
     /// The paths of `id`'s disk, whether it is there or not.
     pub fn disk(&self, id: ComputerId) -> Disk {
-        let home = self.0.root.join(id.to_string());
+        let home = self.home(id);
         Disk { live: home.join("live"), steps: home.join("steps") }
     }
 
@@ -226,13 +267,18 @@ impl Disks {
 
     /// Removes the disk of `id`: out of sight at once, its bytes later. None is no error.
     pub fn remove(&self, id: ComputerId) -> Result<(), DiskError> {
-        let name = id.to_string();
+        self.discard(Path::new(&id.to_string()))
+    }
+
+    /// Takes `path`, relative to the root of all disks, out of sight and deletes it. None is no error.
+    fn discard(&self, path: &Path) -> Result<(), DiskError> {
         let number = self.0.gone.fetch_add(1, Ordering::Relaxed);
+        let name = path.to_string_lossy().replace('/', ".");
         let gone = format!("{GONE}/{name}.{}.{number}", std::process::id());
-        match rustix::fs::renameat(&self.0.root_fd, &name, &self.0.root_fd, &gone) {
+        match rustix::fs::renameat(&self.0.root_fd, path, &self.0.root_fd, &gone) {
             Ok(()) => {}
             Err(rustix::io::Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(SysError::new("rename", name, errno.raw_os_error()).into()),
+            Err(errno) => return Err(SysError::new("rename", path.display(), errno.raw_os_error()).into()),
         }
         let disks = self.clone();
         // Its own short thread: deletion of a large plain tree takes long, and nobody waits for it.
@@ -245,14 +291,16 @@ impl Disks {
         Ok(())
     }
 
-    /// Bytes that `id` has written beyond its image, where the storage counts them.
+    /// Bytes that `id` has written beyond its image, where the storage counts them: also what only a kept
+    /// state still holds.
     pub fn usage(&self, id: ComputerId) -> Option<Bytes> {
         let qgroups = self.0.qgroups.as_ref()?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let live = rustix::fs::open(self.disk(id).live, flags, Mode::empty()).ok()?;
+        if let Some(used) = self.group_usage(id) {
+            return Some(used);
+        }
+        let live = open_dir(&self.disk(id).live).ok()?;
         let subvolume = btrfs::subvolume_id(live.as_fd()).ok()?;
-        let text = std::fs::read_to_string(qgroups.join(format!("0_{subvolume}/exclusive"))).ok()?;
-        text.trim().parse().ok().map(Bytes)
+        group::bytes_of(qgroups, &format!("0_{subvolume}"))
     }
 
     /// Waits for what is being removed and unmounts, if nothing uses it any more.
@@ -270,18 +318,12 @@ impl Disks {
         }
     }
 
-    /// Deletes a tree that may hold subvolumes. Failures are logged: the next sweep tries again.
+    /// Deletes a computer's folder, or a part of one. Failures are logged: the next sweep tries again.
     fn delete(&self, path: &Path) {
-        if self.0.storage == Storage::Btrfs
-            && let Ok(directory) = rustix::fs::open(
-                path,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-                Mode::empty(),
-            )
-        {
-            for name in ["live", "steps"] {
-                let _ = btrfs::destroy_subvolume(directory.as_fd(), name);
-            }
+        if self.0.storage == Storage::Btrfs {
+            group::dissolve(path);
+            destroy_below(path);
+            destroy_below(&path.join(snapshots::FOLDER));
         }
         match std::fs::remove_dir_all(path) {
             Ok(()) => {}
@@ -289,6 +331,64 @@ impl Disks {
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot delete a removed disk"),
         }
     }
+}
+
+/// Destroys every subvolume that lies in the directory `path`; what is none is left.
+fn destroy_below(path: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(directory) = rustix::fs::open(path, flags, Mode::empty()) else { return };
+    let Ok(entries) = std::fs::read_dir(path) else { return };
+    for entry in entries.flatten() {
+        if let Some(name) = entry.file_name().to_str() {
+            let _ = btrfs::destroy_subvolume(directory.as_fd(), name);
+        }
+    }
+}
+
+/// What a new disk holds.
+fn furnish(live: BorrowedFd<'_>, identity: &Identity<'_>) -> Result<(), DiskError> {
+    // Docker takes the storage driver that it finds traces of: without them it would choose btrfs on
+    // btrfs, whose subvolumes a computer cannot make.
+    let directories = ["data", "work", "vol", "data/etc", "vol/docker", "vol/docker/overlay2", "vol/docker/overlay2/l"];
+    for name in directories {
+        rustix::fs::mkdirat(live, name, Mode::from_raw_mode(0o755)).map_err(SysError::rustix("mkdir", name))?;
+    }
+    for (name, text, mode) in [
+        ("data/etc/hostname", identity.hostname_file(), 0o644),
+        ("data/etc/hosts", identity.hosts_file(), 0o644),
+        ("data/etc/resolv.conf", RESOLV_CONF.to_owned(), 0o644),
+        ("data/etc/machine-id", identity.machine_id_file(), 0o444),
+    ] {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(live, name, flags, Mode::from_raw_mode(mode))
+            .map_err(SysError::rustix("create", name))?;
+        rustix::io::write(&fd, text.as_bytes()).map_err(SysError::rustix("write", name))?;
+    }
+    // As container engines make it: `fusermount` and others read it, and images often lack it.
+    rustix::fs::symlinkat("../proc/self/mounts", live, "data/etc/mtab")
+        .map_err(SysError::rustix("symlink", "data/etc/mtab"))?;
+    Ok(())
+}
+
+impl Identity<'_> {
+    fn hostname_file(&self) -> String {
+        format!("{}\n", self.hostname)
+    }
+
+    fn hosts_file(&self) -> String {
+        let hostname = self.hostname;
+        format!("127.0.0.1\tlocalhost\n127.0.1.1\t{hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    }
+
+    fn machine_id_file(&self) -> String {
+        let digits: String = self.machine_id.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits + "\n"
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, SysError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(SysError::rustix("open", path.display()))
 }
 
 fn make(path: &Path) -> Result<(), SysError> {

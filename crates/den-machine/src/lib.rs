@@ -18,6 +18,7 @@ mod link;
 mod machines;
 
 pub use link::{
-    Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput, StepLink,
+    ApplyContent, Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput,
+    StepLink,
 };
 pub use machines::{BootPlan, Machine, MachineError, Machines, MachinesConfig};

@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use den_sys::socket;
 use den_wire::agent::{
-    Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Listening, Reply, Request, SignalScope, WriteFile,
+    APPLY_OPS_MAX, ApplyOp, Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Listening, Reply, Request,
+    SignalScope, WriteFile,
 };
 use den_wire::frame::message_bytes;
 use den_wire::{DATA_CHUNK_BYTES, FrameKind, WireError, read_frame, write_end, write_frame, write_message};
@@ -16,11 +17,21 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+pub use self::apply::ApplyContent;
+
+mod apply;
+
 /// How long to wait, in milliseconds, each time that the agent has no place for a connection: 5 s in all.
 const QUEUE_PAUSES: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1500, 1500];
 
 /// What the kernel holds of data on its way in: two frames, so that one is sent while one is taken.
 const SINK_BUFFER_BYTES: usize = 2 * DATA_CHUNK_BYTES;
+
+/// How long the agent may take nothing of what [`Link::apply`] sends.
+const APPLY_TAKE_MAX: Duration = Duration::from_secs(60);
+
+/// How long the agent may be at the changes of [`Link::apply`] once it has them all.
+const APPLY_DONE_MAX: Duration = Duration::from_secs(300);
 
 /// The most sockets that [`Link::ports`] takes; an agent that says more is broken.
 pub const LISTENING_MAX: usize = 20_000;
@@ -263,6 +274,31 @@ impl Link {
             Reply::Done => Ok(Changes(read, write)),
             _ => Err(unexpected()),
         }
+    }
+
+    /// Applies many changes, all or none, as `step`: see [`Request::Apply`]. `content` is asked, in
+    /// order, for what each `File` of `ops` will hold, by its index.
+    ///
+    /// It runs to its end on a thread of its own also when this future is dropped. Errors:
+    /// `ChangedMeanwhile` and `NoSpace`, as all others, leave everything as it was; only `HalfDone`, and
+    /// an agent that is gone, do not.
+    pub async fn apply<C>(&self, step: u64, ops: Vec<ApplyOp>, content: C) -> Result<(), LinkError>
+    where
+        C: FnMut(usize) -> std::io::Result<ApplyContent> + Send + 'static,
+    {
+        if ops.len() as u64 > APPLY_OPS_MAX {
+            let subject = format!("{} changes at once; at most {APPLY_OPS_MAX}", ops.len());
+            return Err(LinkError::Failed(Failure { kind: FailureKind::BadRequest, subject, errno: None }));
+        }
+        let stream = self.connect().await?;
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&stream, SINK_BUFFER_BYTES);
+        let stream = stream.into_std()?;
+        stream.set_nonblocking(false)?;
+        stream.set_write_timeout(Some(APPLY_TAKE_MAX))?;
+        stream.set_read_timeout(Some(APPLY_DONE_MAX))?;
+        tokio::task::spawn_blocking(move || apply::apply(stream, step, &ops, content))
+            .await
+            .map_err(std::io::Error::other)?
     }
 
     /// What listens inside, in no order.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, State};
+use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, Parent, State};
 
 /// How a computer is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -80,4 +80,6 @@ pub struct Computer {
     /// What it may reach: the gate's policy as JSON, which only the gate's crate reads. None in rows
     /// from before there was a gate.
     pub net: Option<String>,
+    /// Where it was forked from.
+    pub parent: Option<Parent>,
 }

@@ -36,6 +36,10 @@ pub enum Request {
     Remove,
     /// Run a command or touch a file inside.
     Use,
+    /// Make another one of a state of it.
+    Fork,
+    /// Put the disk back to a state.
+    Restore,
 }
 
 /// What has happened to a computer. A fact may not be refused.
@@ -76,7 +80,11 @@ impl State {
             (S::Stopped | S::Failed, R::Start) => Ok(S::Starting),
             (S::Running | S::Starting, R::Stop) => Ok(S::Stopping),
             (S::Running, R::Use) => Ok(S::Running),
+            // It is booted anew on the disk that it gets.
+            (S::Running, R::Restore) => Ok(S::Starting),
+            (S::Stopped | S::Failed, R::Restore) => Ok(S::Stopped),
             (S::Removing, _) => Err(Refused { state: self, request }),
+            (state, R::Fork) if state != S::Creating => Ok(state),
             (_, R::Remove) => Ok(S::Removing),
             (state, request) => Err(Refused { state, request }),
         }
@@ -116,7 +124,7 @@ impl State {
 
 impl Request {
     /// Every request.
-    pub const ALL: [Self; 4] = [Self::Start, Self::Stop, Self::Remove, Self::Use];
+    pub const ALL: [Self; 6] = [Self::Start, Self::Stop, Self::Remove, Self::Use, Self::Fork, Self::Restore];
 }
 
 impl Fact {
@@ -137,6 +145,8 @@ impl fmt::Display for Request {
             Self::Stop => "stop",
             Self::Remove => "remove",
             Self::Use => "use",
+            Self::Fork => "fork",
+            Self::Restore => "restore",
         })
     }
 }

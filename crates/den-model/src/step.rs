@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Micros;
+use crate::{ChangeCount, Micros};
 
 /// Counts the steps of one computer from 1.
 pub type StepNumber = u64;
@@ -17,20 +17,35 @@ pub enum StepKind {
     Entrypoint,
     /// A change of files through the file interface.
     Files,
+    /// The disk was taken back to an earlier state; the command says to which.
+    Restore,
+    /// Changes of a fork came in; the command says of which.
+    Merge,
 }
 
 impl StepKind {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Exec, Self::Entrypoint, Self::Files, Self::Restore, Self::Merge];
+
     /// As it is stored.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Exec => "exec",
             Self::Entrypoint => "entrypoint",
             Self::Files => "files",
+            Self::Restore => "restore",
+            Self::Merge => "merge",
         }
     }
+
+    /// Whether it has a log, for output.
+    pub const fn has_log(self) -> bool {
+        matches!(self, Self::Exec | Self::Entrypoint)
+    }
+
     /// The kind of this name.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Exec, Self::Entrypoint, Self::Files].into_iter().find(|kind| kind.as_str() == text)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -109,6 +124,10 @@ pub struct Step {
     pub end: Option<StepEnd>,
     /// Bytes of output so far (both streams), counted even where they were cut.
     pub output_bytes: u64,
+    /// The kept state after it; none while it runs, or where none was kept.
+    pub snapshot: Option<u64>,
+    /// How many paths it changed, where that is known.
+    pub changes: Option<ChangeCount>,
 }
 
 impl Step {

@@ -45,7 +45,7 @@ pub use guard::{Ends, REQUEST_ID_HEADER};
 pub use serve::{CONNECTIONS_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve};
 pub use token::Token;
 
-use crate::routes::{App, computers, files, images, net, ports, service, sockets, steps, tar};
+use crate::routes::{App, computers, files, history, images, net, ports, service, sockets, steps, tar};
 
 /// All routes behind their guard. `stop` is cancelled once a `POST /v1/shutdown` has been carried
 /// out; whoever serves the router ends then.
@@ -125,6 +125,7 @@ fn described() -> OpenApiRouter<App> {
             tag("computers", "Made, looked at, started, stopped, removed"),
             tag("steps", "Commands and their output"),
             tag("files", "Files and trees inside a computer"),
+            tag("history", "States: kept, forked, gone back to, looked into, compared, merged"),
             tag("ports", "What listens inside a computer, and connections to it"),
             tag("net", "What a computer may reach, and what it did reach"),
             tag("images", "What computers start from"),
@@ -153,6 +154,19 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(files::list))
         .routes(routes!(files::watch))
         .routes(routes!(tar::pack, tar::unpack))
+        .routes(routes!(history::snap, history::snapshots))
+        .routes(routes!(history::drop_snapshot))
+        .routes(routes!(history::fork))
+        .routes(routes!(history::restore))
+        .routes(routes!(history::state_file))
+        .routes(routes!(history::state_list))
+        .routes(routes!(history::state_stat))
+        .routes(routes!(history::state_grep))
+        .routes(routes!(history::state_tar))
+        .routes(routes!(history::diff))
+        .routes(routes!(history::merge))
+        .routes(routes!(history::changes))
+        .routes(routes!(history::blame))
         .routes(routes!(ports::list))
         .routes(routes!(ports::connect))
         .routes(routes!(net::get, net::change))

@@ -18,6 +18,8 @@ fn step(output_bytes: u64) -> Box<StepView> {
         ended_at: Some(2),
         end: None,
         output_bytes,
+        snapshot: None,
+        changes: None,
     })
 }
 

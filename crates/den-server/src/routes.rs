@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) mod computers;
 pub(crate) mod files;
+pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod net;
 pub(crate) mod ports;

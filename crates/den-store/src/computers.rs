@@ -11,7 +11,7 @@ use crate::{
     error::{Inside, Op},
 };
 
-const COLUMNS: &str = "id, spec, state, reason, created_at, changed_at, boot_id, net";
+const COLUMNS: &str = "id, spec, state, reason, created_at, changed_at, boot_id, net, parent";
 
 /// Tells a repeated create from a new one.
 #[derive(Debug, Clone, Copy)]
@@ -52,7 +52,7 @@ impl Store {
         let spec = json(&computer.spec);
         let Computer { id, state, created_at, changed_at, .. } = *computer;
         let (name, reason, boot_id) = (computer.spec.name.clone(), computer.reason.clone(), computer.boot_id.clone());
-        let net = computer.net.clone();
+        let (net, parent) = (computer.net.clone(), computer.parent.as_ref().map(json));
         let asked = idempotency.map(|asked| (asked.key.to_owned(), asked.request_hash.to_owned()));
         let parts = if asked.is_some() { Parts::Several } else { Parts::One };
         self.write(Op::InsertComputer, durability, parts, move |connection| {
@@ -60,11 +60,13 @@ impl Store {
                 claim(connection, key, &request_hash, id, created_at)?;
             }
             let state = state.as_str();
-            let row = params![blob(id), name.as_str(), spec, state, reason, created_at, changed_at, boot_id, net];
+            let row =
+                params![blob(id), name.as_str(), spec, state, reason, created_at, changed_at, boot_id, net, parent];
             let inserted = connection
                 .prepare_cached(
-                    "INSERT INTO computers (id, name, spec, state, reason, created_at, changed_at, boot_id, net)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                    "INSERT INTO computers (id, name, spec, state, reason, created_at, changed_at, boot_id, net,
+                                            parent)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 )?
                 .execute(row);
             match inserted {
@@ -232,6 +234,10 @@ fn fetch(row: Option<&Row<'_>>) -> Result<Option<Computer>, Inside> {
         changed_at: row.get(5)?,
         boot_id: row.get(6)?,
         net: row.get(7)?,
+        parent: match row.get::<_, Option<String>>(8)? {
+            Some(text) => Some(serde_json::from_str(&text).map_err(|error| wrong("parent", error.to_string()))?),
+            None => None,
+        },
     }))
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use den_model::{ComputerId, ComputerName, StepNumber};
+use den_model::{ComputerId, ComputerName, StateLabel, StepNumber};
 use rusqlite::ErrorCode;
 
 /// Why a fact was not written or read. Nothing of a failed write is kept.
@@ -102,6 +102,30 @@ pub enum StoreError {
         /// The step.
         number: StepNumber,
     },
+    /// Another state of the computer has the label.
+    #[error("{computer} has a state `{label}` already")]
+    LabelTaken {
+        /// Its computer.
+        computer: ComputerId,
+        /// The label.
+        label: StateLabel,
+    },
+    /// The number is in use: numbers of kept states are never given out twice.
+    #[error("{computer} has a kept state {number} already")]
+    SnapshotExists {
+        /// Its computer.
+        computer: ComputerId,
+        /// The number.
+        number: u64,
+    },
+    /// There is no such kept state.
+    #[error("{computer} has no kept state {number}")]
+    NoSuchSnapshot {
+        /// Its computer.
+        computer: ComputerId,
+        /// The number.
+        number: u64,
+    },
     /// The disk has no room.
     #[error("{op}: no room for {}", path.display())]
     Full {
@@ -153,6 +177,9 @@ impl StoreError {
             Self::ComputerExists { .. } => "computer_exists",
             Self::NoSuchStep { .. } => "no_such_step",
             Self::StepExists { .. } => "step_exists",
+            Self::LabelTaken { .. } => "label_taken",
+            Self::SnapshotExists { .. } => "snapshot_exists",
+            Self::NoSuchSnapshot { .. } => "no_such_snapshot",
             Self::Full { .. } => "store_full",
             Self::Sqlite { .. } => "store_failed",
             Self::NotSynced { .. } => "store_not_synced",
@@ -176,6 +203,9 @@ pub enum Op {
     InsertStep,
     EndStep,
     ReadSteps,
+    InsertSnapshot,
+    DeleteSnapshots,
+    ReadSnapshots,
     Prune,
 }
 
@@ -193,6 +223,9 @@ impl std::fmt::Display for Op {
             Self::InsertStep => "recording a step",
             Self::EndStep => "recording the end of a step",
             Self::ReadSteps => "reading steps",
+            Self::InsertSnapshot => "recording a kept state",
+            Self::DeleteSnapshots => "forgetting kept states",
+            Self::ReadSnapshots => "reading kept states",
             Self::Prune => "forgetting old rows",
         })
     }

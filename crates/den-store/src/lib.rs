@@ -1,4 +1,4 @@
-//! The durable facts: computers, their steps, and which creates were asked for already.
+//! The durable facts: computers, their steps, their kept states, and which creates were asked for already.
 //!
 //! ```text
 //! callers ──submit──► queue ──► writer thread ── BEGIN · op · op · op · COMMIT ──► answers Process
@@ -37,12 +37,14 @@
 
 mod computers;
 mod error;
+mod history;
 mod lock;
 mod net;
 mod readers;
 mod schema;
 mod steps;
 mod sync;
+mod together;
 mod undo;
 mod writer;
 

@@ -76,6 +76,29 @@ const MIGRATIONS: &[&str] = &[
         net          TEXT    NOT NULL,            -- the policy from then on
         PRIMARY KEY (computer, number)
     ) STRICT, WITHOUT ROWID;",
+    // 2 → 3. States that are kept, what each step changed, and where a fork comes from.
+    "ALTER TABLE computers ADD COLUMN parent TEXT;    -- Parent as JSON; NULL where it was made from an image
+    ALTER TABLE steps ADD COLUMN snapshot INTEGER;    -- the state after it
+    ALTER TABLE steps ADD COLUMN added    INTEGER;
+    ALTER TABLE steps ADD COLUMN changed  INTEGER;
+    ALTER TABLE steps ADD COLUMN removed  INTEGER;
+
+    CREATE TABLE snapshots (
+        computer     BLOB    NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+        number       INTEGER NOT NULL,
+        step         INTEGER NOT NULL,            -- the last that had ended
+        label        TEXT,
+        kind         TEXT    NOT NULL,
+        created_at   INTEGER NOT NULL,
+        frozen_us    INTEGER NOT NULL,
+        torn         INTEGER NOT NULL,
+        generation   INTEGER NOT NULL,
+        parent       INTEGER,                     -- the state before
+        went_to      INTEGER,                     -- the state the computer was taken back to after this one
+        dropped      INTEGER NOT NULL,            -- 1: only the row is left
+        PRIMARY KEY (computer, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX snapshots_label ON snapshots (computer, label) WHERE label IS NOT NULL;",
 ];
 
 /// Opens the database for the writer, migrated to the newest schema, with its WAL there.

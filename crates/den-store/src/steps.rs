@@ -1,6 +1,6 @@
 //! The steps of computers: what was run, by whom, and how it ended.
 
-use den_model::{ComputerId, Micros, Step, StepEnd, StepKind, StepNumber};
+use den_model::{ChangeCount, ComputerId, Micros, Step, StepEnd, StepKind, StepNumber};
 use rusqlite::{Connection, Row, ffi, params};
 
 use crate::{
@@ -9,8 +9,9 @@ use crate::{
     error::{Inside, Op},
 };
 
-const SELECT: &str =
-    "SELECT number, kind, argv, user, cwd, pty, who, started_at, ended_at, end, output_bytes FROM steps";
+const SELECT: &str = "SELECT number, kind, argv, user, cwd, pty, who, started_at, ended_at, end, output_bytes,
+                             snapshot, added, changed, removed
+                      FROM steps";
 
 /// From which end steps are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,27 @@ pub enum Order {
     OldestFirst,
     /// By falling number.
     NewestFirst,
+}
+
+impl Order {
+    /// What `number` must be to lie beyond `after`, with `?2` for the second value.
+    pub(crate) fn beyond(self, after: Option<StepNumber>) -> (&'static str, i64) {
+        match self {
+            Self::OldestFirst => ("> ?2", after.map_or(0, int)),
+            Self::NewestFirst => ("< ?2", after.map_or(i64::MAX, int)),
+        }
+    }
+
+    pub(crate) fn direction(self) -> &'static str {
+        match self {
+            Self::OldestFirst => "ASC",
+            Self::NewestFirst => "DESC",
+        }
+    }
+}
+
+pub(crate) fn select_sql(rest: &str) -> String {
+    format!("{SELECT} {rest}")
 }
 
 impl Store {
@@ -103,11 +125,9 @@ impl Store {
     ) -> Result<Vec<Step>, StoreError> {
         let limit = int(limit.min(LIST_ROWS_MAX) as u64);
         self.read_many(Op::ReadSteps, move |connection| {
-            let (beyond, from) = match order {
-                Order::OldestFirst => ("number > ?2 ORDER BY number", after.map_or(0, int)),
-                Order::NewestFirst => ("number < ?2 ORDER BY number DESC", after.map_or(i64::MAX, int)),
-            };
-            let sql = format!("{SELECT} WHERE computer = ?1 AND {beyond} LIMIT ?3");
+            let (beyond, from) = order.beyond(after);
+            let direction = order.direction();
+            let sql = format!("{SELECT} WHERE computer = ?1 AND number {beyond} ORDER BY number {direction} LIMIT ?3");
             select(connection, &sql, params![blob(id), from, limit])
         })
         .await
@@ -151,7 +171,7 @@ impl Store {
     }
 }
 
-fn select(connection: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<Step>, Inside> {
+pub(crate) fn select(connection: &Connection, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<Step>, Inside> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(values)?;
     let mut steps = Vec::new();
@@ -179,14 +199,22 @@ fn fetch(row: &Row<'_>) -> Result<Step, Inside> {
         ended_at: row.get(8)?,
         end: end.map(|end| serde_json::from_str(&end).map_err(|error| wrong("end", error.to_string()))).transpose()?,
         output_bytes: row.get::<_, i64>(10)? as u64,
+        snapshot: row.get::<_, Option<i64>>(11)?.map(|number| number as u64),
+        changes: match (row.get::<_, Option<i64>>(12)?, row.get::<_, Option<i64>>(13)?, row.get::<_, Option<i64>>(14)?)
+        {
+            (Some(added), Some(changed), Some(removed)) => {
+                Some(ChangeCount { added: added as u64, changed: changed as u64, removed: removed as u64 })
+            }
+            _ => None,
+        },
     })
 }
 
 /// SQLite's integers end at 2^63; no count of ours gets there.
-fn int(number: u64) -> i64 {
+pub(crate) fn int(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn extended(error: &rusqlite::Error) -> Option<i32> {
+pub(crate) fn extended(error: &rusqlite::Error) -> Option<i32> {
     error.sqlite_error().map(|error| error.extended_code)
 }

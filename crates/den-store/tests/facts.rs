@@ -3,7 +3,7 @@
 mod common;
 
 use common::{computer, id, step};
-use den_model::{Computer, State, StepEnd};
+use den_model::{ChangeCount, Computer, Parent, Snapshot, SnapshotKind, State, Step, StepEnd};
 use den_store::{
     Durability::{Power, Process},
     Filter, Idempotency, NetChange, Order, QUEUE_MAX, Store, StoreError,
@@ -201,6 +201,178 @@ async fn what_a_computer_may_reach_is_kept_with_who_changed_it() {
     assert_eq!(store.net_changes(old.id, 10).await.unwrap(), vec![]);
 }
 
+fn kept(number: u64) -> Snapshot {
+    Snapshot {
+        number,
+        step: number * 10,
+        label: None,
+        kind: SnapshotKind::Auto,
+        created_at: 1_000 + number as i64,
+        frozen_us: 2_500,
+        torn: false,
+        generation: 100 + number,
+        parent: number.checked_sub(1),
+        went_to: None,
+        dropped: false,
+    }
+}
+
+#[tokio::test]
+async fn kept_states_are_read_back_as_they_were_written() {
+    let (_dir, store) = store();
+    store.insert_computer(&computer(1, "web"), None, Process).await.unwrap();
+    store.insert_computer(&computer(2, "db"), None, Process).await.unwrap();
+    let named = Snapshot {
+        label: Some("clean".parse().unwrap()),
+        kind: SnapshotKind::Named,
+        torn: true,
+        went_to: Some(1),
+        ..kept(2)
+    };
+    for snapshot in [&kept(0), &kept(1), &named] {
+        store.insert_snapshot(id(1), snapshot, Power).await.unwrap();
+    }
+    store.insert_snapshot(id(2), &kept(0), Process).await.unwrap();
+    assert_eq!(store.snapshots(id(1)).await.unwrap(), [kept(0), kept(1), named.clone()]);
+    assert_eq!(store.all_snapshots().await.unwrap().last(), Some(&(id(2), kept(0))));
+    store.set_snapshot_taken(id(1), 1, 777, 5, true, Process).await.unwrap();
+    let known = Snapshot { generation: 777, frozen_us: 5, torn: true, ..kept(1) };
+    assert_eq!(store.snapshots(id(1)).await.unwrap()[1], known);
+
+    assert_eq!(code(store.insert_snapshot(id(1), &kept(1), Process).await), "snapshot_exists");
+    let again = Snapshot { number: 3, ..named.clone() };
+    assert_eq!(code(store.insert_snapshot(id(1), &again, Process).await), "label_taken");
+    assert_eq!(code(store.insert_snapshot(id(9), &kept(1), Process).await), "no_such_computer");
+    assert_eq!(code(store.set_snapshot_taken(id(1), 9, 0, 0, false, Process).await), "no_such_snapshot");
+    // A label is of one computer, and moves.
+    store.insert_snapshot(id(2), &named, Process).await.unwrap();
+    assert_eq!(code(store.set_label(id(1), 1, named.label.clone(), SnapshotKind::Named, Process).await), "label_taken");
+    store.set_label(id(1), 2, None, SnapshotKind::Named, Process).await.unwrap();
+    store.set_label(id(1), 1, named.label.clone(), SnapshotKind::Named, Process).await.unwrap();
+    assert_eq!(code(store.set_label(id(1), 9, None, SnapshotKind::Named, Process).await), "no_such_snapshot");
+
+    store.delete_computer(id(1), Process).await.unwrap();
+    assert_eq!(store.snapshots(id(1)).await.unwrap(), []);
+    assert_eq!(store.snapshots(id(2)).await.unwrap().len(), 2);
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_came_of_a_forgotten_state_comes_of_the_one_before_it() {
+    let (_dir, store) = store();
+    store.insert_computer(&computer(1, "web"), None, Process).await.unwrap();
+    for number in 0..6 {
+        store.insert_snapshot(id(1), &kept(number), Process).await.unwrap();
+    }
+    let label = Some("here".parse().unwrap());
+    store.set_label(id(1), 4, label, SnapshotKind::Named, Process).await.unwrap();
+    store.delete_snapshots(id(1), vec![1, 2, 4, 99], vec![4], Power).await.unwrap();
+    let left = store.snapshots(id(1)).await.unwrap();
+    let left: Vec<_> = left.iter().map(|row| (row.number, row.parent, row.dropped, row.label.is_some())).collect();
+    let expected =
+        [(0, None, false, false), (3, Some(0), false, false), (4, Some(3), true, false), (5, Some(4), false, false)];
+    assert_eq!(left, expected);
+    let label = Some("here".parse().unwrap());
+    assert_eq!(code(store.set_label(id(1), 4, label, SnapshotKind::Named, Process).await), "no_such_snapshot");
+}
+
+#[tokio::test]
+async fn a_step_says_which_state_follows_it_and_what_it_changed() {
+    let (_dir, store) = store();
+    store.insert_computer(&computer(1, "web"), None, Process).await.unwrap();
+    assert_eq!(store.unkept_step(id(1)).await.unwrap(), None);
+    for number in 1..=4 {
+        store.insert_step(id(1), &step(number), Process).await.unwrap();
+    }
+    assert_eq!(store.unkept_step(id(1)).await.unwrap(), None, "none has ended");
+    for number in 1..=3 {
+        store.end_step(id(1), number, 9, &StepEnd::Lost, 0, Process).await.unwrap();
+    }
+    assert_eq!(store.unkept_step(id(1)).await.unwrap(), Some(3));
+    let count = ChangeCount { added: 1, changed: 2, removed: 3 };
+    store.set_step_snapshot(id(1), vec![1, 2, 3], 7, None, Process).await.unwrap();
+    store.set_step_snapshot(id(1), vec![3], 7, Some(count), Process).await.unwrap();
+    // What is known already is not taken back.
+    store.set_step_snapshot(id(1), vec![3, 99], 7, None, Process).await.unwrap();
+    assert_eq!(store.unkept_step(id(1)).await.unwrap(), None);
+    let found = store.steps(id(1), None, 9, Order::OldestFirst).await.unwrap();
+    let found: Vec<_> = found.iter().map(|step| (step.snapshot, step.changes)).collect();
+    assert_eq!(found, [(Some(7), None), (Some(7), None), (Some(7), Some(count)), (None, None)]);
+}
+
+#[tokio::test]
+async fn steps_are_found_by_what_is_in_their_command() {
+    let (_dir, store) = store();
+    store.insert_computer(&computer(1, "web"), None, Process).await.unwrap();
+    for (number, argv) in (1..).zip([
+        &["apt-get", "install", "nginx"][..],
+        &["ls"],
+        &["sh", "-c", "rm \"/etc/nginx\""],
+        &["nginx", "100%"],
+    ]) {
+        let argv = argv.iter().map(|&text| text.to_owned()).collect();
+        store.insert_step(id(1), &Step { argv, ..step(number) }, Process).await.unwrap();
+    }
+    let found = async |text: &str, after, limit, order| {
+        let steps = store.steps_grep(id(1), text.to_owned(), after, limit, order).await.unwrap();
+        steps.iter().map(|step| step.number).collect::<Vec<_>>()
+    };
+    assert_eq!(found("nginx", None, 9, Order::OldestFirst).await, [1, 3, 4]);
+    assert_eq!(found("nginx", Some(4), 1, Order::NewestFirst).await, [3]);
+    assert_eq!(found("install nginx", None, 9, Order::OldestFirst).await, [1], "across words");
+    assert_eq!(found("\"/etc", None, 9, Order::OldestFirst).await, [3], "as it reads");
+    assert_eq!(found("%", None, 9, Order::OldestFirst).await, [4], "no pattern");
+    assert_eq!(found("zzz", None, 9, Order::OldestFirst).await, [0; 0]);
+}
+
+#[tokio::test]
+async fn a_fork_remembers_where_it_comes_from() {
+    let (_dir, store) = store();
+    let parent = Parent { id: id(1), name: "web".into(), snapshot: 4, step: 12 };
+    let fork = Computer { parent: Some(parent), ..computer(2, "try") };
+    store.insert_computer(&fork, None, Process).await.unwrap();
+    assert_eq!(store.get_computer(id(2)).await.unwrap(), Some(fork));
+}
+
+/// Waits until another connection can write: that of the store that was dropped may be closing.
+fn undo(dir: &tempfile::TempDir, sql: &str) {
+    let path = dir.path().join(den_store::FILE);
+    let mut undone = Err("locked".to_owned());
+    for _ in 0..100 {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        undone = connection.execute_batch(sql).map_err(|error| error.to_string());
+        if undone.is_ok() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    undone.unwrap();
+}
+
+/// Takes a file back to schema 2, as it was before there were states.
+const WITHOUT_STATES: &str = "DROP TABLE snapshots; ALTER TABLE computers DROP COLUMN parent;
+    ALTER TABLE steps DROP COLUMN snapshot; ALTER TABLE steps DROP COLUMN added;
+    ALTER TABLE steps DROP COLUMN changed; ALTER TABLE steps DROP COLUMN removed; PRAGMA user_version = 2;";
+
+#[tokio::test]
+async fn a_store_from_before_states_were_kept_is_migrated() {
+    let (dir, store) = store();
+    let web = computer(1, "web");
+    store.insert_computer(&web, None, Power).await.unwrap();
+    store.insert_step(id(1), &step(1), Power).await.unwrap();
+    store.end_step(id(1), 1, 9, &StepEnd::Exited { code: 0 }, 4, Power).await.unwrap();
+    drop(store);
+    undo(&dir, WITHOUT_STATES);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.get_computer(web.id).await.unwrap(), Some(web));
+    let found = store.get_step(id(1), 1).await.unwrap().unwrap();
+    assert_eq!((found.end, found.snapshot, found.changes), (Some(StepEnd::Exited { code: 0 }), None, None));
+    assert_eq!(store.snapshots(id(1)).await.unwrap(), []);
+    assert_eq!(store.unkept_step(id(1)).await.unwrap(), Some(1));
+    store.insert_snapshot(id(1), &kept(1), Power).await.unwrap();
+    store.check().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_store_from_before_the_gate_is_migrated() {
     let (dir, store) = store();
@@ -208,19 +380,8 @@ async fn a_store_from_before_the_gate_is_migrated() {
     store.insert_computer(&web, None, Power).await.unwrap();
     drop(store);
     // Back to the first schema, as the first version wrote it.
-    let path = dir.path().join(den_store::FILE);
-    let mut undone = Err("locked".to_owned());
-    for _ in 0..100 {
-        let connection = rusqlite::Connection::open(&path).unwrap();
-        undone = connection
-            .execute_batch("ALTER TABLE computers DROP COLUMN net; DROP TABLE net_changes; PRAGMA user_version = 1")
-            .map_err(|error| error.to_string());
-        if undone.is_ok() {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    undone.unwrap();
+    let first = "ALTER TABLE computers DROP COLUMN net; DROP TABLE net_changes; PRAGMA user_version = 1;";
+    undo(&dir, &format!("{WITHOUT_STATES} {first}"));
     let store = Store::open(dir.path()).unwrap();
     let found = store.get_computer(web.id).await.unwrap().unwrap();
     assert_eq!((found.net.as_ref(), found.spec), (None, web.spec));

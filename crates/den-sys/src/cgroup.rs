@@ -12,7 +12,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -291,6 +293,13 @@ impl Cgroups {
         }
     }
 
+    /// Lets the processes of the cgroup `name` go on, if someone had stopped them with a [`Freezer`].
+    pub fn thaw(&self, name: &str) {
+        if let Some(unified) = &self.unified {
+            let _ = write_below(unified.as_fd(), name, "cgroup.freeze", "0"); // It may be gone.
+        }
+    }
+
     /// Ends every process in the cgroup `name` and below it.
     pub fn kill(&self, name: &str) {
         if let Some(unified) = &self.unified
@@ -416,5 +425,91 @@ fn remove_tree(directory: BorrowedFd<'_>, name: &Path, depth: u32) -> Result<(),
     match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
+    }
+}
+
+/// Stops the processes of one cgroup for a moment.
+///
+/// ```text
+/// freeze: "1" ► cgroup.freeze ··· kernel stops each process ··· cgroup.events: "frozen 1"
+/// thaw:   "0" ► cgroup.freeze
+/// ```
+///
+/// A process inside cannot end it: the file belongs to the host. Dropped, it thaws.
+#[derive(Debug)]
+pub struct Freezer {
+    freeze: OwnedFd,
+    events: OwnedFd,
+    on: bool,
+}
+
+/// Opens the freezer of the cgroup `name` of `instance`. `None` where no cgroup2 is mounted or the
+/// cgroup is gone.
+pub fn freezer(instance: &str, name: &str) -> Option<Freezer> {
+    let mount = Hierarchies::find().ok()?.unified?;
+    Freezer::of(&mount.join(instance).join(name))
+}
+
+impl Freezer {
+    /// Of the v2 cgroup at `path`.
+    pub fn of(path: &Path) -> Option<Self> {
+        let directory = open_directory(rustix::fs::CWD, path).ok()?;
+        let open = |file, flags| rustix::fs::openat(&directory, file, flags | OFlags::CLOEXEC, Mode::empty()).ok();
+        Some(Self {
+            freeze: open("cgroup.freeze", OFlags::WRONLY)?,
+            events: open("cgroup.events", OFlags::RDONLY)?,
+            on: false,
+        })
+    }
+
+    /// Stops all processes in it; returns once they stand. `false` if one did not within `timeout`
+    /// (it waits for a device, say): then all go on again.
+    pub fn freeze(&mut self, timeout: Duration) -> Result<bool, SysError> {
+        let end = Instant::now() + timeout;
+        self.on = true;
+        self.write(b"1")?;
+        loop {
+            if self.is_frozen()? {
+                return Ok(true);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.thaw()?;
+                return Ok(false);
+            }
+            // The kernel tells of every change of the file, from the last time that it was read.
+            let mut wait = [PollFd::new(&self.events, PollFlags::PRI)];
+            let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match rustix::event::poll(&mut wait, Some(&limit)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(SysError::new("poll", "cgroup.events", errno.raw_os_error())),
+            }
+        }
+    }
+
+    /// Lets them go on. What is not frozen stays so.
+    pub fn thaw(&mut self) -> Result<(), SysError> {
+        self.write(b"0")?;
+        self.on = false;
+        Ok(())
+    }
+
+    fn write(&self, value: &[u8]) -> Result<(), SysError> {
+        rustix::io::pwrite(&self.freeze, value, 0).map(drop).map_err(SysError::rustix("write", "cgroup.freeze"))
+    }
+
+    fn is_frozen(&self) -> Result<bool, SysError> {
+        let mut text = [0_u8; 256];
+        let length =
+            rustix::io::pread(&self.events, &mut text, 0).map_err(SysError::rustix("read", "cgroup.events"))?;
+        Ok(text[..length].split(|byte| *byte == b'\n').any(|line| line == b"frozen 1"))
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        if self.on {
+            let _ = self.thaw();
+        }
     }
 }

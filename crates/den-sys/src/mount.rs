@@ -18,7 +18,8 @@ pub struct Detached(OwnedFd);
 
 impl Detached {
     /// A clone of the tree at `path` (without submounts), its ids shifted by the user namespace
-    /// `idmap`, read-only if asked.
+    /// `idmap`, read-only if asked. Reading through it leaves no trace (noatime): what is only read
+    /// does not count as changed.
     pub fn of_tree(path: &Path, idmap: Option<BorrowedFd<'_>>, access: Access) -> Result<Self, SysError> {
         let about = path.display().to_string();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -32,8 +33,19 @@ impl Detached {
             attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
             attr.userns_fd = namespace.as_raw_fd() as u64;
         }
-        if attr.attr_set != 0 {
-            set_attributes(fd.as_fd(), &attr, &about)?;
+        let quiet = libc::mount_attr {
+            attr_set: attr.attr_set | libc::MOUNT_ATTR_NOATIME,
+            attr_clr: libc::MOUNT_ATTR__ATIME,
+            ..attr
+        };
+        match set_attributes(fd.as_fd(), &quiet, &about) {
+            // Times of access may be locked for a mount that came from outside, as in a computer.
+            Err(error) if error.errno == libc::EPERM => {
+                if attr.attr_set != 0 {
+                    set_attributes(fd.as_fd(), &attr, &about)?;
+                }
+            }
+            other => other?,
         }
         Ok(Self(fd))
     }
@@ -198,7 +210,7 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
         rustix::mount::fsconfig_create(fs.as_fd())
     };
     made.map_err(SysError::rustix("fsconfig(CREATE)", format_args!("overlay: {}", messages(fs.as_fd()))))?;
-    let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOATIME)
         .map_err(SysError::rustix("fsmount", "overlay"))?;
     let stat = rustix::fs::fstatvfs(&mount).map_err(SysError::rustix("fstatvfs", "overlay"))?;
     if stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {

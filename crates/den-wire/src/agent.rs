@@ -16,6 +16,7 @@
 //! | `Watch` | | `Done` once it is armed, then `Changed`… until either side closes |
 //! | `Dial` | raw bytes | `Done`, then raw bytes without frames; or `Failed` |
 //! | `Ports` | | `Ports`…, `Done`; or `Failed` |
+//! | `Apply` | `ApplyOp` messages, each `File` followed by data…, end; then end | `Done` or `Failed` after the end; or `Failed` at any time |
 //!
 //! A step does not depend on its connection: when it closes, the command goes on, its standard
 //! input is closed, and the log has the rest. Paths and arguments are bytes without NUL, as Linux
@@ -218,6 +219,143 @@ pub enum Request {
     /// What listens inside.
     #[n(19)]
     Ports,
+    /// Changes many paths: all of them, or none. See [`ApplyOp`].
+    #[n(20)]
+    Apply(#[n(0)] Apply),
+}
+
+/// The most operations of one `Apply`.
+pub const APPLY_OPS_MAX: u64 = 500_000;
+
+/// The most bytes of all [`ApplyOp`] messages of one `Apply`; contents of files are not of them.
+pub const APPLY_MESSAGE_BYTES_MAX: u64 = 128 << 20;
+
+/// Many changes at once.
+///
+/// What files will hold is written aside first. Then every path is held against what was expected of
+/// it, and only then do the changes happen, in the order in which they came. Until there nothing is
+/// different but for what was put aside, which goes away again when it fails.
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Apply {
+    /// The step that it is; names the folder in which things are put aside, `/.den-merge-<step>`.
+    #[n(0)]
+    pub step: u64,
+    /// How many operations follow, at most [`APPLY_OPS_MAX`].
+    #[n(1)]
+    pub ops: u64,
+    /// The directory that is taken for `/`.
+    #[n(2)]
+    pub root: Option<ByteVec>,
+}
+
+/// One change. A directory is made before what goes into it, and emptied before it is removed.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct ApplyOp {
+    /// Where, absolute, without `.`, `..` and links on the way.
+    #[n(0)]
+    pub path: ByteVec,
+    /// What is there now; nothing without. What an earlier operation removes does not count.
+    #[n(1)]
+    pub expect: Option<Expected>,
+    /// What is done.
+    #[n(2)]
+    pub action: ApplyAction,
+}
+
+/// What is to be done at a path. What is there gives way, unless either is a directory.
+#[derive(Debug, Clone, PartialEq, Encode, Decode)]
+pub enum ApplyAction {
+    /// A regular file, whose bytes follow.
+    #[n(0)]
+    File(#[n(0)] Dress),
+    /// A directory, where nothing is.
+    #[n(1)]
+    Directory(#[n(0)] Dress),
+    /// A symbolic link.
+    #[n(2)]
+    Symlink {
+        /// What it says.
+        #[n(0)]
+        target: ByteVec,
+        /// Its owner and time.
+        #[n(1)]
+        dress: Dress,
+    },
+    /// A named pipe.
+    #[n(3)]
+    Fifo(#[n(0)] Dress),
+    /// A hard link to a file that is there, or that an earlier operation puts there.
+    #[n(4)]
+    Link {
+        /// The file's path.
+        #[n(0)]
+        to: ByteVec,
+    },
+    /// Nothing: what is there is removed.
+    #[n(5)]
+    Remove,
+    /// Attributes of what is there.
+    #[n(6)]
+    Dress(#[n(0)] Dress),
+}
+
+/// What is to be there before a change.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Expected {
+    /// `st_mode`: type and permission bits.
+    #[n(0)]
+    pub mode: u32,
+    /// Owner inside.
+    #[n(1)]
+    pub uid: u32,
+    /// Group inside.
+    #[n(2)]
+    pub gid: u32,
+    /// Bytes; not of directories.
+    #[n(3)]
+    pub size: Option<u64>,
+    /// Modification time, nanoseconds since the epoch; not of directories.
+    #[n(4)]
+    pub mtime_ns: Option<i64>,
+    /// Change time, nanoseconds since the epoch; not of directories.
+    #[n(5)]
+    pub ctime_ns: Option<i64>,
+}
+
+/// Attributes to set, in this order. What is left out stays as it is, or as it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Dress {
+    /// Owner.
+    #[n(0)]
+    pub uid: Option<u32>,
+    /// Group.
+    #[n(1)]
+    pub gid: Option<u32>,
+    /// Permission bits, 0 to 0o7777.
+    #[n(2)]
+    pub mode: Option<u32>,
+    /// Extended attributes.
+    #[n(3)]
+    pub xattrs: Vec<DressXattr>,
+    /// Modification time, nanoseconds since the epoch.
+    #[n(4)]
+    pub mtime_ns: Option<i64>,
+}
+
+/// An extended attribute to set or remove.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct DressXattr {
+    /// Its name.
+    #[n(0)]
+    pub name: ByteVec,
+    /// Its value; removed without.
+    #[n(1)]
+    pub value: Option<ByteVec>,
 }
 
 /// A command to run.
@@ -505,6 +643,12 @@ pub enum FailureKind {
     /// Another error of the kernel: see the number.
     #[n(16)]
     Other,
+    /// It is not any more what it was expected to be; nothing was done.
+    #[n(17)]
+    ChangedMeanwhile,
+    /// It failed halfway: some of it is done, some is not. The number says why.
+    #[n(18)]
+    HalfDone,
 }
 
 /// Attributes of a path.

@@ -28,7 +28,8 @@ pub use frame::{Frame, FrameKind, WireError, read_frame, write_end, write_frame,
 /// Version of this protocol: 1 is the first. Goes up by one with each addition.
 ///
 /// 2: `Ports`; a dialled connection that is closed as a whole is a reset.
-pub const VERSION: u16 = 2;
+/// 3: `Apply`.
+pub const VERSION: u16 = 3;
 
 /// The longest payload of one frame, in bytes. A longer one is refused before it is read.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;

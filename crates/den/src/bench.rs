@@ -1,7 +1,7 @@
 //! `den bench`: how fast this daemon is on this machine, beside a rival in the same run.
 //!
 //! ```text
-//! names ─► Bench ── measures: create · exec · copy · network · memory ─► Report ─► table or JSON
+//! names ─► Bench ── measures: create · exec · copy · network · history · memory ─► Report ─► table or JSON
 //!             └── rival: podman or docker, the same root, the same machine
 //! ```
 //!
@@ -16,17 +16,20 @@
 mod create;
 mod exec;
 mod flow;
+mod history;
 mod machine;
 mod memory;
 mod net;
 mod report;
 mod rival;
+mod settle;
 mod upstream;
 
 use std::{io::IsTerminal as _, time::Duration};
 
 use den_api::{Client, ClientError, ComputerView, CreateComputer, ExecRequest, client::ComputerFilter};
 use futures_util::{StreamExt as _, stream};
+use tokio::sync::OnceCell;
 
 use self::report::{Measure, Report};
 use crate::{
@@ -36,7 +39,7 @@ use crate::{
 };
 
 /// What is measured, in the order of the table.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 22] = [
     "create",
     "create_exec",
     "remove",
@@ -52,8 +55,17 @@ const NAMES: [&str; 16] = [
     "net_latency_ms",
     "create_300_ratio",
     "net_300_ratio",
+    "snapshot",
+    "fork",
+    "fork_100",
+    "restore",
+    "diff_1000",
+    "merge_1000",
     "idle_1000",
 ];
+
+/// Measured only where the storage keeps states by itself.
+const HISTORY: [&str; 6] = ["snapshot", "fork", "fork_100", "restore", "diff_1000", "merge_1000"];
 
 /// Measured only when asked for: it takes a minute and a gigabyte.
 const ON_DEMAND: &str = "idle_1000";
@@ -71,7 +83,7 @@ const CROWD_PARALLEL: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: den bench create exec --rival podman")]
 pub struct BenchArgs {
-    /// What to measure [default: all but idle_1000; net_* as root]
+    /// What to measure [default: all but idle_1000; net_* as root; history on btrfs]
     #[arg(value_name = "NAME", value_parser = NAMES)]
     names: Vec<String>,
     /// What to measure beside it, with the same root and on the same machine
@@ -106,6 +118,7 @@ async fn measure(global: &Global, args: BenchArgs) -> Outcome {
         global: global.clone(),
         client,
         args,
+        tree: OnceCell::new(),
     };
     let outcome = tokio::select! {
         report = bench.all() => report.map(Some),
@@ -130,6 +143,8 @@ struct Bench {
     args: BenchArgs,
     label: String,
     machine: machine::Machine,
+    /// What is compared and merged, once it is made.
+    tree: OnceCell<history::Tree>,
 }
 
 impl Bench {
@@ -152,6 +167,7 @@ impl Bench {
                 continue;
             }
             self.say(name);
+            settle::settle().await;
             let mut measure = self.one(name).await?;
             if let Some(rival) = &mut rival {
                 measure.rival = rival.measure(name, self).await?;
@@ -185,6 +201,12 @@ impl Bench {
             "net_connects_s" => net::connects(self).await,
             "net_latency_ms" => net::latency(self).await,
             "net_300_ratio" => net::beside_300(self).await,
+            "snapshot" => history::snapshot(self).await,
+            "fork" => history::fork(self).await,
+            "fork_100" => history::fork_100(self).await,
+            "restore" => history::restore(self).await,
+            "diff_1000" => history::diff_1000(self).await,
+            "merge_1000" => history::merge_1000(self).await,
             _ => unreachable!("clap takes names of NAMES only"),
         }
     }
@@ -192,6 +214,7 @@ impl Bench {
     fn wanted(&self, name: &str) -> bool {
         match self.args.names.is_empty() {
             // The network is measured from a namespace that only root can make.
+            true if HISTORY.contains(&name) => self.machine.storage == "btrfs",
             true => name != ON_DEMAND && (!name.starts_with("net_") || rustix::process::geteuid().is_root()),
             false => self.args.names.iter().any(|wanted| wanted == name),
         }

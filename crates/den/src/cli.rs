@@ -37,7 +37,7 @@ enum Command {
     /// A computer, running
     #[command(visible_alias = "create")]
     New(cmd::computers::NewArgs),
-    /// List computers
+    /// List computers, or the files of one
     #[command(visible_alias = "list", alias = "ps")]
     Ls(cmd::computers::LsArgs),
     /// One computer: limits, usage, image
@@ -58,6 +58,35 @@ enum Command {
     /// The steps of a computer, or one step's output
     #[command(alias = "logs", alias = "history")]
     Log(cmd::log::LogArgs),
+    /// Keep the state of a computer, under a name
+    #[command(alias = "snapshot", alias = "commit")]
+    Snap(cmd::snap::SnapArgs),
+    /// The states of a computer that are kept; rm forgets one
+    #[command(alias = "snapshots", alias = "states")]
+    Snaps(cmd::snap::SnapsArgs),
+    /// New computers that start from a computer, or a state of it
+    #[command(alias = "clone", alias = "branch")]
+    Fork(cmd::fork::ForkArgs),
+    /// What differs between two states: packages, users, services, files
+    Diff(cmd::diff::DiffArgs),
+    /// A fork's changes into its parent, all or nothing
+    Merge(cmd::merge::MergeArgs),
+    /// Back to a state, in place; prints what cannot be undone
+    #[command(alias = "rollback", alias = "revert")]
+    Restore(cmd::snap::RestoreArgs),
+    /// Try a command in several forks, score them, keep or merge the best
+    Explore(cmd::explore::ExploreArgs),
+    /// The step that last changed a file, or each of its lines
+    #[command(alias = "annotate")]
+    Blame(cmd::blame::BlameArgs),
+    /// Files of any state
+    Cat(cmd::look::CatArgs),
+    /// The tree of any state; --lineage: who was forked from whom
+    Tree(cmd::look::TreeArgs),
+    /// Lines in the files of any state
+    Grep(cmd::look::GrepArgs),
+    /// What a path of any state is
+    Stat(cmd::look::StatArgs),
     /// Back to a running step
     Attach(cmd::exec::AttachArgs),
     /// Ports of this host that lead to ports inside, loopback-only servers included
@@ -104,6 +133,18 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Sh(args) => client(cmd::exec::sh(&global, args)),
         Command::Cp(args) => client(cmd::cp::run(&global, args)),
         Command::Log(args) => client(cmd::log::run(&global, args)),
+        Command::Snap(args) => client(cmd::snap::snap(&global, args)),
+        Command::Snaps(args) => client(cmd::snap::snaps(&global, args)),
+        Command::Fork(args) => client(cmd::fork::fork(&global, args)),
+        Command::Diff(args) => client(cmd::diff::run(&global, args)),
+        Command::Merge(args) => client(cmd::merge::run(&global, args)),
+        Command::Restore(args) => client(cmd::snap::restore(&global, args)),
+        Command::Explore(args) => client(cmd::explore::run(&global, args)),
+        Command::Blame(args) => client(cmd::blame::run(&global, args)),
+        Command::Cat(args) => client(cmd::look::cat(&global, args)),
+        Command::Tree(args) => client(cmd::look::tree(&global, args)),
+        Command::Grep(args) => client(cmd::look::grep(&global, args)),
+        Command::Stat(args) => client(cmd::look::stat(&global, args)),
         Command::Attach(args) => client(cmd::exec::attach(&global, args)),
         Command::Forward(args) => client(cmd::forward::run(&global, args)),
         Command::Net(args) => client(cmd::net::run(&global, args)),

@@ -118,6 +118,20 @@ pub fn command(argv: &[String], max: usize) -> String {
     text
 }
 
+/// A text from inside a computer without what would move a terminal's cursor: `\x1b`, `\x0a`.
+pub fn clean(text: &str) -> String {
+    if !text.chars().any(|c| c.is_control() && c != '\t') {
+        return text.to_owned();
+    }
+    text.chars()
+        .map(|c| match c {
+            '\t' => c.to_string(),
+            c if c.is_control() => format!("\\x{:02x}", u32::from(c)),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -311,6 +311,7 @@ fn become_computer(
     parts.spare_proc.attach("dev/.den/proc")?;
     parts.spare_sys.attach("dev/.den/sys")?;
     parts.run.attach("run")?;
+    show_boot_id()?;
     match rustix::fs::mkdir("run/lock", Mode::from_raw_mode(0o1777)) {
         Ok(()) => {
             rustix::fs::chmod("run/lock", Mode::from_raw_mode(0o1777)).map_err(SysError::rustix("chmod", "run/lock"))?
@@ -323,6 +324,8 @@ fn become_computer(
     for (volume, path) in volumes.iter().zip(&take.volumes) {
         attach_volume(volume, path)?;
     }
+    // The overlay notes where a directory comes from when it first looks at it: that is no step's doing.
+    let _ = rustix::fs::stat("etc");
     mount::pivot_here()?;
     mount::propagate_root(MountPropagationFlags::SHARED)?;
     rustix::system::sethostname(take.hostname.as_bytes()).map_err(SysError::rustix("sethostname", &take.hostname))?;
@@ -351,6 +354,21 @@ fn become_computer(
         ),
     };
     fail(socket.as_fd(), &error)
+}
+
+/// Gives the computer a boot id of its own, new at each boot: the kernel shows the host's to everyone.
+///
+/// A proc that is mounted anew inside has the host's; the spare one is left as it is, since the kernel
+/// allows a new one only where a whole one is seen.
+fn show_boot_id() -> Result<(), SysError> {
+    const FILE: &str = "dev/.den/boot_id";
+    let path = Path::new("proc/sys/kernel/random/uuid");
+    let id = fs::read(path).map_err(|error| SysError::io("read", path, &error))?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(rustix::fs::CWD, FILE, flags, Mode::from_raw_mode(0o444))
+        .map_err(SysError::rustix("create", FILE))?;
+    rustix::io::write(&file, &id).map_err(SysError::rustix("write", FILE))?;
+    Detached::of_tree(Path::new(FILE), None, Access::ReadOnly)?.attach("proc/sys/kernel/random/boot_id")
 }
 
 fn attach_volume(volume: &Detached, path: &str) -> Result<(), SysError> {

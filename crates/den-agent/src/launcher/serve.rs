@@ -335,11 +335,21 @@ impl Launcher {
             self.clients.remove(&client);
             self.introducing.remove(&client);
             self.waiting.retain(|(waiting, _)| *waiting != client);
+            if self.clients.is_empty() {
+                self.thaw();
+            }
             return;
         }
         match minicbor::decode(&packet[..length]) {
             Ok(request) => self.on_request(client, request),
             Err(_) => self.refuse(client, &SysError::new("request", "unknown", 0)),
+        }
+    }
+
+    /// The daemon is gone, and with it whoever would have let go on what it had stopped for a snapshot.
+    fn thaw(&self) {
+        for cell in self.cells.values().filter(|cell| matches!(cell.phase, Phase::Running { .. })) {
+            self.tools.cgroups.thaw(&cell::cgroup_name(cell.sequence));
         }
     }
 

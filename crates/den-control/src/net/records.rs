@@ -19,12 +19,12 @@ use std::{
     time::Duration,
 };
 
-use den_api::{NetLogPage, NetRecord};
-use den_model::State;
+use den_api::{NetLogPage, NetRecord, SentView};
+use den_model::{ComputerId, Micros, State};
 
 use crate::{
     Error,
-    control::{Control, blocking, page_limit},
+    control::{Control, Inner, blocking, page_limit},
     handle::Handle,
     limits::PAGE_MAX,
 };
@@ -126,7 +126,7 @@ impl Control {
             return Err(Error::bad_request(format!("`kind`: `{kind}` is none of {}", KINDS.join(", "))));
         }
         let at = read.cursor.as_deref().map_or(Ok(Cursor { file: 0, byte: 0 }), str::parse)?;
-        let folder = self.0.data.join("computers").join(handle.id.to_string()).join("net");
+        let folder = folder_of(&self.0, handle.id);
         Ok((handle, Scan { folder, at, kind: read.kind.clone(), denied: read.denied }))
     }
 }
@@ -194,6 +194,12 @@ impl Scan {
 
     /// Gives each record that is wanted to `take`, until that says stop or there are no more.
     fn each(&mut self, mut take: impl FnMut(NetRecord) -> bool) -> Result<(), Error> {
+        let wants = self.clone();
+        self.each_line(|line| wants.wanted(line).is_none_or(&mut take))
+    }
+
+    /// Gives each line to `take`, until that says stop or there are no more.
+    fn each_line(&mut self, mut take: impl FnMut(&[u8]) -> bool) -> Result<(), Error> {
         let mut window = vec![0; WINDOW_BYTES];
         while self.at.file != 0 {
             let path = path_of(&self.folder, self.at.file);
@@ -210,9 +216,7 @@ impl Scan {
                 while let Some(end) = window[taken..length].iter().position(|&byte| byte == b'\n') {
                     let line = &window[taken..taken + end];
                     taken += end + 1;
-                    if let Some(record) = self.wanted(line)
-                        && !take(record)
-                    {
+                    if !take(line) {
                         self.at.byte += taken as u64;
                         return Ok(());
                     }
@@ -246,6 +250,74 @@ impl Scan {
         let wanted = self.kind.as_ref().is_none_or(|kind| *kind == record.kind) && (!self.denied || is_denied());
         wanted.then_some(record)
     }
+}
+
+/// Flows that carried bytes out of a computer in some time.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// The first of them.
+    pub flows: Vec<SentView>,
+    /// How many more there were.
+    pub more: u64,
+}
+
+/// Flows of `id` that began before `until`, ended after `since`, and sent something. `most` of them are
+/// told one by one. What the gate has let go of is not known any more. Blocks.
+pub(crate) fn sent(inner: &Inner, id: ComputerId, since: Micros, until: Micros, most: usize) -> Result<Sent, Error> {
+    sent_in(&folder_of(inner, id), since, until, most)
+}
+
+fn sent_in(folder: &Path, since: Micros, until: Micros, most: usize) -> Result<Sent, Error> {
+    let mut scan = Scan { folder: folder.to_owned(), at: Cursor { file: 0, byte: 0 }, kind: None, denied: false };
+    scan.settle()?;
+    // The newest file whose first record is old enough has all that matters.
+    for file in files(folder)? {
+        let path = path_of(folder, file);
+        let mut beginning = [0; 32];
+        let read = open(&path).and_then(|file| file.read_at(&mut beginning, 0));
+        if read.is_ok_and(|length| time_of(&beginning[..length]).is_some_and(|at| at <= since)) {
+            scan.at = Cursor { file, byte: 0 };
+        }
+    }
+    let mut sent = Sent::default();
+    scan.each_line(|line| {
+        if time_of(line).is_some_and(|at| at <= since) || !line.windows(CLOSE.len()).take(64).any(|part| part == CLOSE)
+        {
+            return true;
+        }
+        let Ok(record) = serde_json::from_slice::<NetRecord>(line) else { return true };
+        let Some(bytes) = record.up_bytes.filter(|&bytes| bytes > 0 && record.kind == "close") else { return true };
+        let began = (record.at as Micros).saturating_sub(record.ms.unwrap_or(0).saturating_mul(1000) as Micros);
+        if began >= until {
+            return true;
+        }
+        if sent.flows.len() == most {
+            sent.more += 1;
+            return true;
+        }
+        let to = match (&record.name, record.target) {
+            (Some(name), Some(target)) => format!("{name}:{}", target.port()),
+            (Some(name), None) => name.clone(),
+            (None, target) => target.or(record.dialled).map_or_else(|| "unknown".to_owned(), |to| to.to_string()),
+        };
+        sent.flows.push(SentView { at: began, to, bytes });
+        true
+    })?;
+    Ok(sent)
+}
+
+/// How the gate writes the end of a flow.
+const CLOSE: &[u8] = b"\"kind\":\"close\"";
+
+/// When a record was written, from its first bytes; none if they are in another order.
+fn time_of(line: &[u8]) -> Option<Micros> {
+    let digits = line.strip_prefix(b"{\"at\":")?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+fn folder_of(inner: &Inner, id: ComputerId) -> PathBuf {
+    inner.data.join("computers").join(id.to_string()).join("net")
 }
 
 fn path_of(folder: &Path, file: u64) -> PathBuf {
@@ -335,6 +407,32 @@ mod tests {
         assert_eq!(times(&scan(dir.path(), "0:0").latest(3).unwrap()), [7, 8, 9]);
         let denied = Scan { denied: true, kind: Some("open".into()), ..scan(dir.path(), "0:0") };
         assert_eq!(times(&denied.page(10).unwrap().0), [8]);
+    }
+
+    #[test]
+    fn what_was_sent_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let close = |at: u64, ms: u64, name: &str, up: u64| {
+            format!(
+                "{{\"at\":{at},\"kind\":\"close\",\"flow\":1,\"target\":\"192.0.2.7:443\",{name}\"up_bytes\":{up},\"ms\":{ms}}}\n"
+            )
+        };
+        write(dir.path(), 1, &(line(1000, "gate", "allow") + &close(2000, 0, "", 7)));
+        write(dir.path(), 2, &(close(5000, 1, "\"name\":\"a.example\",", 10) + &line(5500, "open", "allow")));
+        write(dir.path(), 2, &(close(6000, 3, "", 20) + &close(7000, 0, "", 0) + &close(99_000, 1, "", 5)));
+        let seen = |since, until, most| {
+            let sent = sent_in(dir.path(), since, until, most).unwrap();
+            (sent.flows.into_iter().map(|flow| (flow.at, flow.to, flow.bytes)).collect::<Vec<_>>(), sent.more)
+        };
+        let first = (2000, "192.0.2.7:443".to_owned(), 7);
+        let second = (4000, "a.example:443".to_owned(), 10);
+        let third = (3000, "192.0.2.7:443".to_owned(), 20);
+        assert_eq!(seen(0, 50_000, 10), (vec![first.clone(), second.clone(), third.clone()], 0));
+        assert_eq!(seen(0, 50_000, 1), (vec![first], 2));
+        // One that went on from before is told.
+        assert_eq!(seen(4500, 50_000, 10), (vec![second, third], 0));
+        assert_eq!(seen(6000, 50_000, 10), (vec![], 0));
+        assert_eq!(sent_in(&dir.path().join("none"), 0, 9, 9).unwrap(), Sent::default());
     }
 
     #[test]

@@ -19,6 +19,8 @@ fn step(output_bytes: u64) -> Arc<Step> {
         ended_at: Some(1),
         end: Some(StepEnd::Exited { code: 0 }),
         output_bytes,
+        snapshot: None,
+        changes: None,
     })
 }
 

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use den_api::{ExecRequest, ExecResult, OutputView, Page, SignalRequest, StepView};
-use den_control::{Execution, Follow, Order, OutputStream};
+use den_control::{Execution, Follow, Order, OutputStream, StepsMatching};
 use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -82,6 +82,10 @@ pub(crate) struct ListQuery {
     limit: Option<usize>,
     /// `asc` (the oldest first; without) or `desc`.
     order: Option<String>,
+    /// Only those with this text in their command.
+    grep: Option<String>,
+    /// Only those that changed this path or something below it.
+    path: Option<String>,
 }
 
 /// Lists a computer's steps.
@@ -106,7 +110,11 @@ pub(crate) async fn list(
         None => None,
         Some(text) => Some(text.parse().map_err(|_| bad("after", &text, "wanted the number of a step"))?),
     };
-    Ok(Json(app.control.steps(&c, after, query.limit, order).await?))
+    if query.grep.is_none() && query.path.is_none() {
+        return Ok(Json(app.control.steps(&c, after, query.limit, order).await?));
+    }
+    let which = StepsMatching { after, limit: query.limit, order, grep: query.grep, path: query.path };
+    Ok(Json(app.control.steps_matching(&c, which).await?))
 }
 
 /// Shows a step.

@@ -32,6 +32,7 @@ pub fn computer(number: u128, name: &str) -> Computer {
         changed_at: number as i64,
         boot_id: "boot-1".to_owned(),
         net: Some("{}".to_owned()),
+        parent: None,
     }
 }
 
@@ -48,5 +49,7 @@ pub fn step(number: u64) -> Step {
         ended_at: None,
         end: None,
         output_bytes: 0,
+        snapshot: None,
+        changes: None,
     }
 }

@@ -147,6 +147,8 @@ impl Rival {
                 self.remove(&[IMAGE])?;
                 ("exec NAME true", values?)
             }
+            "snapshot" => self.commits(short.min(5), false)?,
+            "fork" => self.commits(short.min(5), true)?,
             "create_100" => ("run -d, 100 times, 4 at once", vec![self.hundred()?.0]),
             "idle_memory_mib" => ("run -d IMAGE sleep infinity, 100 of them", vec![self.hundred()?.1]),
             "cp_in_mb_s" | "cp_out_mb_s" => {
@@ -202,6 +204,33 @@ impl Rival {
         }
         words.extend(containers);
         self.timed(&words)
+    }
+
+    /// Times `commit` of a running container, with `then` also a container that starts from it; paused
+    /// where the rival can pause here.
+    fn commits(&self, runs: u32, then: bool) -> anyhow::Result<(&'static str, Vec<f64>)> {
+        let image = format!("{IMAGE}-kept");
+        self.started(IMAGE)?;
+        let one = |pause: &str| -> anyhow::Result<f64> {
+            self.call(&["exec", IMAGE, "sh", "-c", "date > /root/last"])?;
+            let mut time = self.timed(&["commit", pause, IMAGE, &image])?;
+            if then {
+                time += self.run(&["--rm", &image, "true"])?;
+            }
+            self.call(&["rmi", "-f", &image])?;
+            Ok(time)
+        };
+        let pauses = one("--pause=true").is_ok();
+        let pause = if pauses { "--pause=true" } else { "--pause=false" };
+        let values: anyhow::Result<Vec<f64>> = (0..runs).map(|_| one(pause)).collect();
+        self.remove(&[IMAGE])?;
+        let words = match (then, pauses) {
+            (false, true) => "commit NAME, paused",
+            (false, false) => "commit --pause=false NAME",
+            (true, true) => "commit NAME, paused; run --rm of it, true",
+            (true, false) => "commit --pause=false NAME; run --rm of it, true",
+        };
+        Ok((words, values?))
     }
 
     /// Makes and removes a hundred, once: milliseconds, and MiB of memory each.

@@ -60,6 +60,21 @@ fn errors_where_no_daemon_is() {
         &["lss"],
         &["image", "build", "--form", "x"],
         &["attach", "web"],
+        &["snaps", "rm", "web"],
+        &["snaps", "web", "12"],
+        &["restore", "web"],
+        &["restore", "@12"],
+        &["fork", "web@"],
+        &["fork", "web", "--count", "0"],
+        &["cat", "web@12"],
+        &["cat", "web", "etc/hosts"],
+        &["ls", "web", "--quiet"],
+        &["tree"],
+        &["blame", "web"],
+        &["blame", "web@3", "/etc"],
+        &["cp", "a", "web@12:/root"],
+        &["diff", "web", "--stat", "--text"],
+        &["explore", "web"],
     ]
     .iter()
     .map(|words| format!("$ den {}\n{}\n", words.join(" "), refused(words)))
@@ -93,6 +108,20 @@ fn what_a_model_would_guess_is_understood() {
     check("den forward web 8080:80 5432");
     check("den port-forward web 8080 --address 0.0.0.0");
     check("den ports web --json");
+    check("den snapshot web before");
+    check("den snapshots web");
+    check("den clone web@12 try");
+    check("den fork web --count 4 --label team=red");
+    check("den rollback web@12");
+    check("den diff web@3 @5 --name-only");
+    check("den diff try --json --path /etc --path /srv");
+    check("den grep -rn web@12 listen /etc");
+    check("den grep -i -F web a.b");
+    check("den ls web@12:/etc");
+    check("den ls web /etc --json");
+    check("den tree web -L 2");
+    check("den log web --grep apt --path /etc -n 0");
+    check("den explore web -n 4 --run make --score ./score --keep none --merge");
 }
 
 #[test]

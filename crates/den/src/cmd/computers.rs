@@ -6,7 +6,11 @@ use clap::Args;
 use den_api::{ClientError, ComputerView, CreateComputer, StopComputer, client::ComputerFilter, computer::Amount};
 use den_model::{Tier, parse_duration};
 
-use super::net::NewNetArgs;
+use super::{
+    fork::parent_text,
+    look::{self, ListArgs},
+    net::NewNetArgs,
+};
 use crate::{
     find::Global,
     report::{Outcome, Trouble},
@@ -53,8 +57,10 @@ pub struct NewArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example: den ls --label team=red")]
+#[command(after_help = "Example: den ls --label team=red  |  den ls web@12 /etc")]
 pub struct LsArgs {
+    #[command(flatten)]
+    files: ListArgs,
     /// Only those in this state: running, stopped, failed
     #[arg(long)]
     state: Option<String>,
@@ -147,8 +153,11 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
     Ok(0)
 }
 
-/// Lists computers.
+/// Lists computers, or files of one.
 pub async fn ls(global: &Global, args: LsArgs) -> Outcome {
+    if let Some(target) = &args.files.target {
+        return look::list(global, target, &args.files).await;
+    }
     let filtered = args.state.is_some() || !args.label.is_empty();
     let filter = ComputerFilter { state: args.state, labels: args.label, ..ComputerFilter::default() };
     let computers = global.client()?.all_computers(&filter).await?;
@@ -206,6 +215,10 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("id", c.id.to_string()),
         ("state", state),
         ("image", format!("{} {}", c.image, c.image_digest.get(..19).unwrap_or(&c.image_digest))),
+        (
+            "parent",
+            c.parent.as_ref().map(|p| format!("{} ({})", parent_text(&p.name, p.step), p.id)).unwrap_or_default(),
+        ),
         ("tier", if c.tier == Tier::Vm { "vm" } else { "container" }.to_owned()),
         (
             "cpus",

@@ -16,6 +16,7 @@ mod pack;
 mod place;
 mod progress;
 pub mod send;
+mod source;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -36,8 +37,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "den cp [OPTIONS] SRC DST\n       (NAME:/PATH on either side; - for a stream)",
-    after_help = "Example: den cp ./src web:/root/  |  den cp web:/var/log ./logs  |  den cp web:/etc/hosts -\n\
+    override_usage = "den cp [OPTIONS] SRC DST\n       (NAME:/PATH on either side, NAME@STATE:/PATH as SRC; - for a stream)",
+    after_help = "Example: den cp ./src web:/root/  |  den cp web:/var/log ./logs  |  den cp web@12:/etc/hosts -\n\
                   SRC/. is what SRC holds. On the host setuid bits and devices stay behind."
 )]
 pub struct CpArgs {
@@ -76,6 +77,9 @@ pub async fn run(global: &Global, args: CpArgs) -> Outcome {
     let (src, dst) = (Place::parse(&args.src)?, Place::parse(&args.dst)?);
     if !matches!(src, Place::Inside { .. }) && !matches!(dst, Place::Inside { .. }) {
         return Err(Trouble::usage("neither side is in a computer").hint("a path in a computer is NAME:/PATH"));
+    }
+    if let Place::Inside { name, .. } = &dst {
+        source::need_writable(name)?;
     }
     let copy = Copy {
         client: global.client()?,

@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
-use den_api::{Client, StepView, client::Order};
+use den_api::{Client, ExecResult, StepChanges, StepView, client::StepFilter};
+use serde::Serialize;
 
+use super::changes::{self, Lines};
 use super::stream::{Follow, Followed, Interrupt, RECONNECT_MAX, Sink, Source};
 use crate::{
     find::Global,
@@ -20,10 +22,13 @@ const PAGE: u32 = 1000;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// How much of a command is shown in a line, in characters.
 const COMMAND_CHARS: usize = 100;
+/// How many changed files are listed behind a step's output.
+const FILES_SHOWN: u32 = 50;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example: den log web  |  den log web 12  |  den log web -n 5\n\
-                        Columns: step, age, who, exit, time, output, command.")]
+#[command(after_help = "Example: den log web  |  den log web 12  |  den log web --path /etc\n\
+                        Columns: step, age, who, exit, time, output, files changed, snapshot, command.\n\
+                        A step's output goes where it went; the files it changed are listed on standard error.")]
 pub struct LogArgs {
     /// Name or id
     name: String,
@@ -35,15 +40,25 @@ pub struct LogArgs {
     /// How many of the latest steps; 0 for all [default: 50]
     #[arg(short = 'n', long, value_name = "N", conflicts_with = "step")]
     lines: Option<u32>,
+    /// Only steps with this text in their command
+    #[arg(long, value_name = "TEXT", conflicts_with = "step")]
+    grep: Option<String>,
+    /// Only steps that changed this path or something below it
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["step", "follow"])]
+    path: Option<String>,
     /// From this byte of the step's output
     #[arg(long, value_name = "BYTE", default_value_t = 0, hide_default_value = true, requires = "step")]
     from: u64,
+    /// Only the files that the step changed
+    #[arg(long, requires = "step", conflicts_with_all = ["follow", "from"])]
+    files: bool,
 }
 
 /// Shows steps, or one step's output.
 pub async fn run(global: &Global, args: LogArgs) -> Outcome {
     let client = global.client()?;
     match args.step {
+        Some(step) if args.files => files(global, &client, &args.name, step).await,
         Some(step) => output(global, client, &args, step).await,
         None => steps(global, &client, &args).await,
     }
@@ -66,17 +81,59 @@ async fn output(global: &Global, client: Client, args: &LogArgs, step: u64) -> O
     };
     let view = match follow.run(Source::Stream(stream), &mut drop).await? {
         Followed::Ended(view) => *view,
-        Followed::Read | Followed::Detached if !global.json => return Ok(0),
+        Followed::Detached if !global.json => return Ok(0),
         Followed::Read | Followed::Detached => client.step(&args.name, step).await?,
     };
-    if let Some(result) = follow.sink.result(view) {
-        show::json(&result)?;
+    // A step that changed nothing, or of which that is not known, has no list.
+    let changed = match view.changes {
+        Some(count) if changes::total(&count) > 0 => client.step_changes(&args.name, step).await.ok(),
+        _ => None,
+    };
+    match follow.sink.result(view) {
+        Some(result) => show::json(&WithChanges { result, changes: changed })?,
+        None => {
+            if let Some(changed) = changed {
+                eprint!("{}", listed(&changed, FILES_SHOWN, &format!("den log {} {step} --files", args.name)));
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// A step with its output and what it changed, as one JSON value.
+#[derive(Serialize)]
+struct WithChanges {
+    #[serde(flatten)]
+    result: ExecResult,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<StepChanges>,
+}
+
+/// What a step changed, a line a path.
+fn listed(changed: &StepChanges, most: u32, how: &str) -> String {
+    let mut lines = Lines::new(most);
+    changed.files.iter().for_each(|change| lines.push(&changes::line(change)));
+    let missing = changes::total(&changed.count).saturating_sub(changed.files.len() as u64);
+    format!("changed: {}\n{}", changes::count(&changed.count), lines.finish(missing, how))
+}
+
+/// Only what a step changed.
+async fn files(global: &Global, client: &Client, name: &str, step: u64) -> Outcome {
+    let changed = client.step_changes(name, step).await?;
+    if global.json {
+        show::json(&changed)?;
+    } else if changes::total(&changed.count) == 0 {
+        show::line("it changed nothing")?;
+    } else {
+        show::print(&listed(&changed, 0, "the rest is not kept"))?;
     }
     Ok(0)
 }
 
 async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
-    let steps = latest(client, &args.name, args.lines.unwrap_or(SHOWN)).await?;
+    let filter = StepFilter { grep: args.grep.clone(), path: args.path.clone(), ..StepFilter::default() };
+    let filtered = filter != StepFilter::default();
+    let steps = latest(client, &args.name, &filter, args.lines.unwrap_or(SHOWN)).await?;
     let mut last = steps.last().map_or(0, |step| step.number);
     if args.follow {
         let mut open = BTreeMap::new();
@@ -93,8 +150,8 @@ async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
                     print_step(global, &step)?;
                 }
             }
-            let page = client.steps(&args.name, Some(&last.to_string()), Some(PAGE), Order::Ascending).await?;
-            for step in page.items {
+            let newer = StepFilter { after: Some(last.to_string()), limit: Some(PAGE), ..filter.clone() };
+            for step in client.steps_matching(&args.name, &newer).await?.items {
                 last = last.max(step.number);
                 shown(global, step, &mut open)?;
             }
@@ -103,26 +160,28 @@ async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
     if global.json {
         show::json(&steps)?;
     } else if steps.is_empty() {
-        show::line("no steps yet")?;
+        show::line(if filtered { "no such steps" } else { "no steps yet" })?;
     } else {
         show::print(&steps.iter().map(line).collect::<String>())?;
-        if steps[0].number > 1 && args.lines.is_none() {
+        if !filtered && steps[0].number > 1 && args.lines.is_none() {
             eprintln!("hint: the {} steps before with -n 0", steps[0].number - 1);
+        } else if filtered && args.lines.is_none() && steps.len() >= SHOWN as usize {
+            eprintln!("hint: the latest {SHOWN}; all with -n 0");
         }
     }
     Ok(0)
 }
 
-/// The latest `count` steps, the oldest of them first; 0 is all.
-async fn latest(client: &Client, name: &str, count: u32) -> Result<Vec<StepView>, Trouble> {
+/// The latest `count` steps that the filter lets through, the oldest of them first; 0 is all.
+async fn latest(client: &Client, name: &str, filter: &StepFilter, count: u32) -> Result<Vec<StepView>, Trouble> {
     let mut steps: Vec<StepView> = Vec::new();
-    let mut after: Option<String> = None;
+    let mut filter = StepFilter { newest_first: true, ..filter.clone() };
     loop {
-        let wanted = if count == 0 { PAGE } else { PAGE.min(count - steps.len() as u32) };
-        let page = client.steps(name, after.as_deref(), Some(wanted), Order::Descending).await?;
+        filter.limit = Some(if count == 0 { PAGE } else { PAGE.min(count - steps.len() as u32) });
+        let page = client.steps_matching(name, &filter).await?;
         steps.extend(page.items);
         match page.next {
-            Some(next) if count == 0 || (steps.len() as u32) < count => after = Some(next),
+            Some(next) if count == 0 || (steps.len() as u32) < count => filter.after = Some(next),
             _ => break,
         }
     }
@@ -143,7 +202,7 @@ fn print_step(global: &Global, step: &StepView) -> Result<(), Trouble> {
     if global.json { show::json_line(step) } else { show::print(&line(step)) }
 }
 
-/// Number, age, who, exit, time, output, command.
+/// Number, age, who, exit, time, output, files changed, snapshot, command.
 fn line(step: &StepView) -> String {
     let exit = match &step.end {
         None => "runs".to_owned(),
@@ -156,14 +215,18 @@ fn line(step: &StepView) -> String {
         },
     };
     let took = show::took(step.ended_at.unwrap_or_else(show::now_micros) - step.started_at);
+    let changed = step.changes.as_ref().map_or_else(|| "-".to_owned(), changes::count);
+    let snapshot = step.snapshot.map_or_else(|| "-".to_owned(), |number| format!(".{number}"));
     format!(
-        "{:<5} {:>5}  {:<6}  {:<9}  {:>7}  {:>8}  {}\n",
+        "{:<5} {:>5}  {:<6}  {:<9}  {:>7}  {:>8}  {:<11}  {:<4}  {}\n",
         step.number,
         show::age(step.started_at),
         step.who,
         exit,
         took,
         show::size(step.output_bytes),
+        changed,
+        snapshot,
         show::command(&step.argv, COMMAND_CHARS),
     )
 }

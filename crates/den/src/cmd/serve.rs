@@ -85,6 +85,7 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
         defaults: settings.limits(Config::default_limits()),
         agent: AGENT,
         net: settings.net.clone(),
+        keep_states: settings.keep_states,
     });
     let control = opened.await.map_err(|error| {
         let hint = error.hint.clone().unwrap_or_else(|| "what this host lacks says: den doctor".to_owned());

@@ -5,6 +5,7 @@
 //! Trees are walked with descriptors and a stack on the heap: no depth overflows the thread's own
 //! stack, and a directory that is swapped for a link meanwhile leads nowhere else.
 
+mod apply;
 mod copy;
 mod edit;
 mod list;
@@ -47,6 +48,7 @@ pub fn run(request: Request, mut conn: Blocking) {
         Request::TarIn { path, owner, rename } => {
             tar_in::tar_in(&mut conn, &path, owner.as_deref(), rename.as_ref().map(|name| &name[..])).map(done)
         }
+        Request::Apply(request) => apply::apply(&mut conn, &request).map(done),
         // Answered on the one thread.
         _ => Err(bad("request")),
     };

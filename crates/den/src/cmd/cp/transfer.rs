@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use den_api::{
-    ClientError,
+    ClientError, FileOperation,
     client::{Body, ByteStream, FileHead, WriteFile},
 };
 use rustix::{
@@ -263,8 +263,8 @@ impl Copy<'_> {
         let contents = place::is_contents(path);
         let follow = self.follow || contents || path.ends_with(b"/");
         let path = place::trim(path);
-        let stat = self.client.stat(name, path, follow).await?;
-        let is_directory = stat.kind == "directory";
+        let look = self.look(name, path, follow).await?;
+        let is_directory = look.is_directory;
         let base = (!contents).then(|| Path::new(std::ffi::OsStr::from_bytes(place::split(path).1)).to_owned());
         let slash = target.as_os_str().as_bytes().ends_with(b"/");
         // Where it goes: into a directory that is there, or under the name that was given.
@@ -292,14 +292,15 @@ impl Copy<'_> {
             fs_err::create_dir_all(&directory).map_err(Trouble::new)?;
         }
         let owner = self.owner_on_host()?;
-        if let ("file", Some(new_name)) = (stat.kind.as_str(), &new_name)
-            && stat.allocated + (64 << 10) >= stat.size
-        {
-            let (head, stream) = self.client.read_file(name, path).await?;
+        if let (true, Some(new_name)) = (look.is_plain_file, &new_name) {
+            let (head, stream) = self.read(name, &look).await?;
             return self.download_file(head, stream, &directory.join(new_name), owner).await;
         }
-        // A path that ends in `/.` has its names begin with `.`.
-        let stream = self.client.tar_out(name, path, follow).await?;
+        if let (Some(target), Some(new_name)) = (&look.link, &new_name) {
+            let at = directory.join(new_name);
+            return std::os::unix::fs::symlink(target, &at).map_err(|error| Trouble::io(at.display(), &error));
+        }
+        let stream = self.pack(name, path, follow).await?;
         let progress = self.progress.clone();
         receive(stream, progress, move |chunks| unpack(chunks, &directory, new_name.as_deref(), owner)).await
     }
@@ -353,12 +354,9 @@ impl Copy<'_> {
 
     /// To standard output: a file's bytes, or a tree as tar.
     pub async fn stream_out(&self, name: &str, path: &[u8]) -> Result<(), Trouble> {
-        let is_tree = self.is_directory(name, place::trim(path)).await? == Some(true);
-        let mut stream = if is_tree {
-            self.client.tar_out(name, path, true).await?
-        } else {
-            self.client.read_file(name, path).await?.1
-        };
+        let look = self.look(name, place::trim(path), true).await?;
+        let mut stream =
+            if look.is_directory { self.pack(name, path, true).await? } else { self.read(name, &look).await?.1 };
         // Not through `io::stdout`, which looks for line ends.
         let out = io::stdout().as_fd().try_clone_to_owned().map_err(|error| Trouble::io("standard output", &error))?;
         let mut out = File::from(out);
@@ -391,11 +389,15 @@ impl Copy<'_> {
         let contents = place::is_contents(path);
         let follow = self.follow || contents || path.ends_with(b"/");
         let path = place::trim(path);
-        let stat = self.client.stat(name, path, follow).await?;
+        let look = self.look(name, path, follow).await?;
         let base = (!contents).then(|| place::split(path).1);
-        let inside = self.place_inside(to, target, base, stat.kind == "directory").await?;
-        if stat.kind == "file" && stat.allocated + (64 << 10) >= stat.size {
-            let (head, stream) = self.client.read_file(name, path).await?;
+        let inside = self.place_inside(to, target, base, look.is_directory).await?;
+        if let Some(target) = look.link {
+            let path = String::from_utf8(inside.path()).map_err(|_| Trouble::new("the link's name is no UTF-8"))?;
+            return Ok(self.client.change(to, &FileOperation::Symlink { path, target }).await?);
+        }
+        if look.is_plain_file {
+            let (head, stream) = self.read(name, &look).await?;
             let how = WriteFile {
                 mode: Some(head.mode & 0o7777),
                 owner: Some(self.owner.map_or_else(|| format!("{}:{}", head.uid, head.gid), str::to_owned)),
@@ -407,7 +409,7 @@ impl Copy<'_> {
             let (body, producing) = relay(stream, Some(head.size), self.progress.clone());
             return both(self.client.write_file(to, inside.path(), &how, body).await, producing).await.map(drop);
         }
-        let stream = self.client.tar_out(name, path, follow).await?;
+        let stream = self.pack(name, path, follow).await?;
         let (body, producing) = relay(stream, None, self.progress.clone());
         let answer = self.client.tar_in(to, &inside.directory, self.owner, inside.name.as_deref(), body).await;
         both(answer, producing).await

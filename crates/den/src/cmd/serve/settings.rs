@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use den_api::{NetLimitsChange, client::DATA_DEFAULT};
-use den_control::HouseNet;
+use den_control::{HouseNet, limits::STATES_NEWEST};
 use den_gate::policy::{NetLimits, Posture, PrivateTarget};
 use den_model::{Bytes, Cpus, Limits};
 use serde::Deserialize;
@@ -28,6 +28,8 @@ const POOL_DEFAULT: u32 = 8;
 const PROGRAM: &str = "/proc/self/exe";
 /// The most husks that are kept ready.
 const POOL_MAX: u32 = 1024;
+/// The most states of one computer that are kept before they are thinned.
+const KEEP_STATES_MAX: usize = 10_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example: sudo den serve --data /srv/den --listen 127.0.0.1:7900\n\
@@ -55,6 +57,9 @@ pub struct ServeArgs {
     /// How large the btrfs image file may grow [default: what the disk has]
     #[arg(long, env = "DEN_DISK_SIZE", hide_env = true, value_name = "SIZE")]
     disk_size: Option<Bytes>,
+    /// States kept after steps, of each computer, before older ones are thinned [default: 100]
+    #[arg(long, env = "DEN_KEEP_STATES", hide_env = true, value_name = "N")]
+    keep_states: Option<usize>,
     /// How new computers face the network: open, guarded or sealed [default: open]
     #[arg(long, env = "DEN_NET", hide_env = true, value_name = "POSTURE")]
     net: Option<String>,
@@ -94,6 +99,7 @@ struct File {
     pool: Option<u32>,
     storage: Option<Storage>,
     disk_size: Option<Bytes>,
+    keep_states: Option<usize>,
     log_json: Option<bool>,
     net: Option<String>,
     #[serde(default)]
@@ -116,7 +122,7 @@ pub struct Defaults {
 }
 
 /// Keys of the file.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "data",
     "run",
     "images",
@@ -124,6 +130,7 @@ const KEYS: [&str; 13] = [
     "pool",
     "storage",
     "disk_size",
+    "keep_states",
     "log_json",
     "net",
     "private",
@@ -149,6 +156,8 @@ pub struct Settings {
     pub storage: Storage,
     /// How large the image file may grow.
     pub disk_size: Option<Bytes>,
+    /// States kept after steps, of each computer, before older ones are thinned.
+    pub keep_states: usize,
     /// Whether logs are JSON.
     pub log_json: bool,
     /// Limits of computers that name none.
@@ -174,6 +183,11 @@ impl Settings {
         if pool > POOL_MAX {
             return Err(Trouble::usage(format_args!("`pool`: {pool} is more than {POOL_MAX}")));
         }
+        let keep_states = args.keep_states.or(file.keep_states).unwrap_or(STATES_NEWEST);
+        if !(1..=KEEP_STATES_MAX).contains(&keep_states) {
+            let why = format_args!("`keep_states`: {keep_states} is not from 1 to {KEEP_STATES_MAX}");
+            return Err(Trouble::usage(why));
+        }
         // Of a flag that may be repeated, the file's values go where any is given.
         let private = if args.private.is_empty() { file.private } else { args.private };
         let net = HouseNet {
@@ -192,6 +206,7 @@ impl Settings {
             pool,
             storage: args.storage.or(file.storage).unwrap_or_default(),
             disk_size: args.disk_size.or(file.disk_size),
+            keep_states,
             log_json: args.log_json || file.log_json.unwrap_or(false),
             defaults: file.defaults,
             data,

@@ -1,0 +1,278 @@
+//! Making computers that begin as a state of another.
+//!
+//! ```text
+//! state kept ─► all names reserved ─► each: row (flushed) ───────────────────────────┐
+//!                                     └─► disk of the state, re-keyed ─► boot ───────┴─► all run, in one
+//!                                                                                        write ─► answer
+//! ```
+//!
+//! Invariants:
+//! - All or none: what fails unmakes the others, and until all of them are recorded as running a crash
+//!   leaves rows that the next start unmakes.
+//! - The parent goes on. A fork shares nothing with it that can be written, and stays whole when it goes.
+
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use den_api::{ForkRequest, ForkView, ParentView};
+use den_disk::Identity;
+use den_image::Image;
+use den_machine::Machine;
+use den_model::{ComputerName, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef};
+use den_store::Durability;
+use den_sys::failpoint;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Resolved;
+use crate::{
+    Error, Who,
+    control::{Control, Inner, blocking, now},
+    create::{boot, row_of, unmake},
+    exec::start_entrypoint,
+    handle::{Ask, Handle, Reply},
+    limits::{FORKS_AT_ONCE, FORKS_MAX},
+    spec::{self, Wanted},
+    task,
+};
+
+/// A fork that has a name and nothing else yet, with what its task will be asked.
+type Child = (Arc<Handle>, mpsc::Receiver<Ask>);
+
+impl Control {
+    /// Makes computers that begin as a state of `computer`, and returns once they run and their rows are
+    /// on the disk. They have the parent's limits, image, environment, labels and policy.
+    ///
+    /// Errors: `computer_not_found`, `wrong_state`, `state_not_found`, `bad_state`, `bad_request`, `bad_name`,
+    /// `name_taken`, `image_not_found`, `host_full`, `host_lacks`. None of them is left then.
+    pub async fn fork(&self, computer: &str, request: ForkRequest, who: &Who) -> Result<ForkView, Error> {
+        self.0.open_for_work()?;
+        let parent = self.0.registry.find(computer)?;
+        admit(&parent)?;
+        let ForkRequest { state, name, count, labels, env } = request;
+        let names = names(name.as_deref(), count)?;
+        for name in names.iter().flatten() {
+            if let Some(holder) = self.0.registry.holder(name) {
+                return Err(Error::name_taken(name, holder));
+            }
+        }
+        let spec = &parent.spec;
+        let over = |own: &std::collections::BTreeMap<_, _>, given| own.clone().into_iter().chain(given).collect();
+        let wanted = Wanted {
+            name: None,
+            image: spec.image.clone(),
+            limits: spec.limits,
+            env: over(&spec.env, env),
+            labels: over(&spec.labels, labels),
+            entrypoint: spec.entrypoint,
+        };
+        spec::check_env(&wanted.env)?;
+        spec::check_labels(&wanted.labels)?;
+        let image = self.0.images.by_digest(&spec.image_digest)?;
+        let state = state.as_deref().map_or(Ok(StateName::Now), str::parse)?;
+        let from = self.resolve(&StateRef { computer: parent.id.to_string(), state }).await?;
+        admit(&parent)?;
+        let lineage =
+            Parent { id: parent.id, name: parent.name().to_string(), snapshot: from.number, step: from.snapshot.step };
+        let policy = &parent.net.get().policy;
+        let mut children: Vec<Child> = Vec::with_capacity(names.len());
+        for name in names {
+            let wanted = Wanted { name, ..wanted.clone() };
+            match self.reserve(wanted, policy.clone(), &image, Some(lineage.clone())) {
+                Ok(child) => children.push(child),
+                Err(error) => {
+                    children.iter().for_each(|(child, _)| self.0.registry.remove(child));
+                    return Err(error);
+                }
+            }
+        }
+        tracing::debug!(computer = %parent.id, snapshot = from.number, count = children.len(), who = who.0, "forks are made");
+        let (reply, made) = oneshot::channel();
+        self.0.tasks.spawn(make(Arc::clone(&self.0), children, from, image, reply));
+        made.await.map_err(|_| Error::shutting_down())?
+    }
+}
+
+/// Lets a fork in.
+fn admit(parent: &Handle) -> Result<(), Error> {
+    parent.state().ask(Request::Fork).map(drop).map_err(|refused| Error::refused(parent.name(), refused))
+}
+
+/// The names of `count` forks; none for those that get a made-up one.
+fn names(name: Option<&str>, count: Option<u32>) -> Result<Vec<Option<ComputerName>>, Error> {
+    let count = count.unwrap_or(1);
+    if !(1..=FORKS_MAX).contains(&count) {
+        return Err(Error::bad_request(format!("`count`: {count} is not from 1 to {FORKS_MAX}")));
+    }
+    let Some(name) = name else { return Ok(vec![None; count as usize]) };
+    let parse = |text: &str| ComputerName::from_str(text).map_err(|error| Error::bad_name("name", &error));
+    match count {
+        1 => Ok(vec![Some(parse(name)?)]),
+        // The name alone is looked at too, so that `-1` is not what it fails for.
+        _ => parse(name).and_then(|_| (1..=count).map(|n| parse(&format!("{name}-{n}")).map(Some)).collect()),
+    }
+}
+
+/// How a fork is seen to come from its parent.
+pub(crate) fn parent_view(parent: &Parent) -> ParentView {
+    ParentView { id: parent.id, name: parent.name.clone(), snapshot: parent.snapshot, step: parent.step }
+}
+
+/// All of them come to run, or nothing of any is left.
+async fn make(inner: Arc<Inner>, children: Vec<Child>, from: Resolved, image: Arc<Image>, reply: Reply<ForkView>) {
+    failpoint::hit("fork.reserved");
+    let give_up = AtomicBool::new(false);
+    let mut work = Vec::with_capacity(children.len());
+    for (child, _) in &children {
+        let (inner, from, image, give_up) = (&inner, &from, &image, &give_up);
+        work.push(async move {
+            if give_up.load(Ordering::Relaxed) {
+                return (false, Err(Error::internal("another fork failed")));
+            }
+            let made = make_one(inner, child, from, image).await;
+            give_up.fetch_or(made.1.is_err(), Ordering::Relaxed);
+            made
+        });
+    }
+    let made: Vec<_> = stream::iter(work).buffered(FORKS_AT_ONCE).collect().await;
+    let mut rows = Vec::with_capacity(made.len());
+    let mut machines = Vec::with_capacity(made.len());
+    let mut failed = None;
+    for (has_row, result) in made {
+        rows.push(has_row);
+        match result {
+            Ok(machine) => machines.push(machine),
+            // The first that failed, not those that were not begun for it.
+            Err(error) => failed = failed.or(Some(error)),
+        }
+    }
+    let result = match failed {
+        Some(error) => Err(error),
+        None => all_running(&inner, &children, machines).await,
+    };
+    if let Err(error) = result {
+        let mut unmade = Vec::with_capacity(children.len());
+        for ((child, _), has_row) in children.iter().zip(rows) {
+            unmade.push(unmake(&inner, child, has_row));
+        }
+        stream::iter(unmade).buffer_unordered(FORKS_AT_ONCE).collect::<()>().await;
+        // What it was made of may have gone meanwhile.
+        let error = admit(&from.handle).err().unwrap_or(error);
+        drop(reply.send(Err(error)));
+        return;
+    }
+    drop(reply.send(Ok(ForkView { items: children.iter().map(|(child, _)| child.view()).collect() })));
+    for (child, inbox) in children {
+        tracing::info!(computer = %child.id, name = %child.name(), parent = %from.handle.id, snapshot = from.number, "a fork runs");
+        let machine = child.status.borrow().machine.clone();
+        if let Some(machine) = machine.filter(|_| child.spec.entrypoint) {
+            start_entrypoint(&inner, &child, machine);
+        }
+        inner.tasks.spawn(task::run(Arc::clone(&inner), child, inbox));
+    }
+}
+
+/// Row, disk and processes of one, and whether it has a row.
+async fn make_one(
+    inner: &Inner,
+    child: &Arc<Handle>,
+    from: &Resolved,
+    image: &Arc<Image>,
+) -> (bool, Result<Machine, Error>) {
+    child.base(|| Some(Arc::clone(image)));
+    let row = row_of(inner, child);
+    let beginning = Snapshot {
+        number: 0,
+        step: 0,
+        label: None,
+        kind: SnapshotKind::Made,
+        created_at: child.created_at,
+        frozen_us: 0,
+        torn: false,
+        generation: from.generation,
+        parent: None,
+        went_to: None,
+        dropped: false,
+    };
+    // Both are queued here, in this order, and the second one's flush is that of the first too.
+    let row = inner.store.insert_computer(&row, None, Durability::Process);
+    let beginning = inner.store.insert_snapshot(child.id, &beginning, Durability::Power);
+    let inserted = async {
+        let inserted = row.await;
+        let inserted = match inserted {
+            Ok(()) => beginning.await,
+            refused => refused,
+        };
+        failpoint::hit("fork.row");
+        inserted
+    };
+    let carried = async {
+        make_disk(inner, child, image).await?;
+        failpoint::hit("fork.disk");
+        let machine = boot(inner, child, image).await?;
+        failpoint::hit("fork.booted");
+        Ok::<_, Error>(machine)
+    };
+    let (inserted, carried) = tokio::join!(inserted, carried);
+    match inserted {
+        Ok(()) => (true, carried),
+        Err(error) => (false, Err(error.into())),
+    }
+}
+
+/// Makes the disk of a fork, from its parent's state.
+pub(crate) async fn make_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<(), Error> {
+    let Some(parent) = child.parent.clone() else { return Err(Error::internal("a fork without a parent")) };
+    let (disks, id, limit) = (inner.disks()?, child.id, child.spec.limits.disk);
+    let (hostname, layers) = (child.name().to_string(), image.layers.clone());
+    blocking(move || {
+        let identity = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
+        disks.fork_over(parent.id, parent.snapshot, id, limit, &identity, &layers).map(drop)
+    })
+    .await??;
+    Ok(())
+}
+
+/// From here on they are there whatever happens.
+async fn all_running(inner: &Arc<Inner>, children: &[Child], machines: Vec<Machine>) -> Result<(), Error> {
+    let at = now();
+    let ids = children.iter().map(|(child, _)| child.id).collect();
+    inner.store.all_running(ids, at, Durability::Process).await?;
+    failpoint::hit("fork.state");
+    for ((child, _), machine) in children.iter().zip(machines) {
+        child.history.begun(inner, child).await;
+        child.status.send_modify(|status| {
+            status.state = State::Running;
+            status.changed_at = at;
+            status.machine = Some(machine);
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_where_there_are_several() {
+        let seen = |name, count| {
+            let names = names(name, count).map_err(|error| error.code)?;
+            Ok(names.into_iter().map(|name| name.map(|name| name.to_string())).collect::<Vec<_>>())
+        };
+        let some = |texts: &[&str]| Ok(texts.iter().map(|text| Some((*text).to_owned())).collect::<Vec<_>>());
+        assert_eq!(seen(Some("try"), None), some(&["try"]));
+        assert_eq!(seen(Some("try"), Some(1)), some(&["try"]));
+        assert_eq!(seen(Some("try"), Some(3)), some(&["try-1", "try-2", "try-3"]));
+        assert_eq!(seen(None, Some(2)), Ok(vec![None, None]));
+        assert_eq!(seen(None, Some(0)), Err("bad_request"));
+        assert_eq!(seen(None, Some(FORKS_MAX + 1)), Err("bad_request"));
+        assert_eq!(seen(Some(""), Some(2)), Err("bad_name"));
+        assert_eq!(seen(Some(&"a".repeat(62)), Some(2)), Err("bad_name"));
+    }
+}

@@ -1,0 +1,440 @@
+//! Keeping states: after the steps that changed something, and where one is asked for.
+//!
+//! ```text
+//!  finish of a step ──ended──► queue ──► one task of the computer: takes all that wait
+//!                                            unchanged ─► the steps have the state before
+//!                                            changed ─► state ─► the steps have it ─► what changed, later
+//! ```
+//!
+//! Whether the disk changed is a look at a few counters of the kernel, so that a step which changed nothing
+//! is through before the next one comes.
+
+use std::{
+    collections::HashSet,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use den_disk::{Dirt, Disks, Mark, Storage};
+use den_machine::Machine;
+use den_model::{ChangeCount, ComputerId, Snapshot, SnapshotKind, State, StateLabel, StepNumber};
+use den_store::{Durability, StoreError};
+use den_sys::{cgroup, failpoint};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::{History, Turn, changes, retain};
+use crate::{
+    Error,
+    control::{Inner, blocking, now as clock},
+    create::make_zero,
+    errors::chain,
+    handle::Handle,
+    limits::{COMPARED_AT_ONCE, FREEZE_WAIT, PREFLUSH_ABOVE, STATES_NEWEST_COPIED},
+};
+
+/// What all computers share of this.
+pub(crate) struct House {
+    /// Names the cgroups of this house.
+    instance: String,
+    /// Whether states are kept after steps: where it costs a copy, no.
+    pub(super) automatic: bool,
+    /// Automatic states that are kept of one computer, before they are thinned.
+    pub(super) newest: usize,
+    /// States that a fork comes from.
+    forked: Mutex<HashSet<(ComputerId, u64)>>,
+    /// Places for comparing states after steps.
+    pub(super) compared: Arc<Semaphore>,
+    /// What goes on behind steps that have ended.
+    pub work: TaskTracker,
+}
+
+impl House {
+    pub(crate) fn new(run: &Path, storage: Storage, newest: usize) -> Self {
+        Self {
+            instance: cgroup::instance_of(run),
+            automatic: storage == Storage::Btrfs,
+            newest: if storage == Storage::Btrfs { newest } else { newest.min(STATES_NEWEST_COPIED) },
+            forked: Mutex::default(),
+            compared: Arc::new(Semaphore::new(COMPARED_AT_ONCE)),
+            work: TaskTracker::new(),
+        }
+    }
+
+    /// Something comes from this state: its row stays.
+    pub(super) fn forked(&self, computer: ComputerId, number: u64) {
+        self.forked.lock().unwrap_or_else(PoisonError::into_inner).insert((computer, number));
+    }
+
+    pub(super) fn is_forked(&self, computer: ComputerId, number: u64) -> bool {
+        self.forked.lock().unwrap_or_else(PoisonError::into_inner).contains(&(computer, number))
+    }
+
+    fn freezer(&self, machine: &Machine) -> Option<cgroup::Freezer> {
+        cgroup::freezer(&self.instance, &format!("c{}", machine.net_link()))
+    }
+}
+
+/// Lets everything of this house go on that an earlier daemon left frozen.
+pub(crate) fn thaw_all(run: &Path) {
+    let Ok(hierarchies) = cgroup::Hierarchies::find() else { return };
+    let Some(unified) = hierarchies.unified else { return };
+    let Ok(entries) = std::fs::read_dir(unified.join(cgroup::instance_of(run))) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if let Some(mut freezer) = cgroup::Freezer::of(&entry.path())
+            && let Err(error) = freezer.thaw()
+        {
+            tracing::error!(cgroup = %entry.path().display(), error = chain(&error), "it may be left frozen");
+        }
+    }
+}
+
+/// A state to take.
+pub(crate) struct Wanted {
+    pub kind: SnapshotKind,
+    pub label: Option<StateLabel>,
+    /// Whether all that was written goes to the disk before it stands still.
+    pub sync: bool,
+}
+
+impl Wanted {
+    /// One that nobody named.
+    pub(crate) fn of(kind: SnapshotKind) -> Self {
+        Self { kind, label: None, sync: false }
+    }
+}
+
+impl History {
+    /// A computer that was just made or forked runs: what the disk is like now is its state 0.
+    pub(crate) async fn begun(&self, inner: &Arc<Inner>, handle: &Arc<Handle>) {
+        if let Some(parent) = &handle.parent {
+            inner.history.forked(parent.id, parent.snapshot);
+            match inner.store.snapshots(handle.id).await {
+                Ok(rows) => self.load(rows, 0),
+                Err(error) => tracing::error!(computer = %handle.id, error = chain(&error), "its states are not known"),
+            }
+        }
+        if !inner.history.automatic {
+            return;
+        }
+        // The first step waits for this, who made it does not.
+        self.expect();
+        let (disks, handle) = (inner.disks(), Arc::clone(handle));
+        inner.history.work.spawn_blocking(move || {
+            let history = &handle.history;
+            let marked = disks.and_then(|disks| {
+                let dirt = disks.dirt(handle.id)?;
+                let mark = dirt.mark()?;
+                history.set_dirt(Arc::new(dirt));
+                history.set_mark(Some(mark));
+                Ok::<_, Error>(())
+            });
+            if let Err(error) = marked {
+                tracing::debug!(computer = %handle.id, error = chain(&error), "its first step counts as a change");
+            }
+            history.done(1);
+        });
+    }
+
+    /// The disk was taken back to another state, and the one it was is recorded as `before`. The turn's.
+    pub(crate) async fn went(&self, inner: &Arc<Inner>, handle: &Arc<Handle>, before: &Snapshot) {
+        let mut before = before.clone();
+        let (id, number) = (handle.id, before.number);
+        if let Ok(disks) = inner.disks()
+            && let Ok(Ok(generation)) = blocking(move || disks.snapshot_generation(id, number)).await
+        {
+            // Without it, what comes from this state is compared the long way: nobody waits.
+            before.generation = generation;
+            drop(inner.store.set_snapshot_taken(id, number, generation, 0, false, Durability::Process));
+        }
+        // What ended with its processes was the last that was done to the disk as it was.
+        let steps = self.replaced(before.clone());
+        if let Some(&last) = steps.last() {
+            self.done(steps.len());
+            drop(inner.store.set_step_snapshot(id, steps, number, None, Durability::Process));
+            changes::count_later(inner, handle, last, &before);
+        }
+    }
+
+    /// Takes up what an earlier daemon recorded: rows and folders that do not belong to each other go, and a
+    /// step whose state was not kept any more is looked at.
+    pub(crate) async fn take_up(
+        &self,
+        inner: &Arc<Inner>,
+        handle: &Arc<Handle>,
+        rows: Vec<Snapshot>,
+    ) -> Result<(), Error> {
+        if let Some(parent) = &handle.parent {
+            inner.history.forked(parent.id, parent.snapshot);
+        }
+        let (disks, id) = (inner.disks()?, handle.id);
+        let listed = blocking(move || disks.snapshots(id)).await??;
+        let folders: HashSet<u64> = listed.into_iter().collect();
+        let kept: HashSet<u64> = rows.iter().filter(|row| !row.dropped).map(|row| row.number).collect();
+        let rowless: Vec<u64> = folders.difference(&kept).copied().collect();
+        let lost: Vec<u64> = kept.difference(&folders).copied().collect();
+        let unkept = inner.store.unkept_step(id).await?;
+        let last = rows.iter().map(|row| row.step).chain(unkept).max().unwrap_or(0);
+        self.load(rows, last);
+        if !lost.is_empty() {
+            tracing::warn!(computer = %id, states = ?lost, "states that have no bytes are forgotten");
+            inner.store.delete_snapshots(id, lost.clone(), Vec::new(), Durability::Process).await?;
+            self.forget(&lost, &[]);
+        }
+        for number in rowless {
+            tracing::debug!(computer = %id, number, "a state that has no row is removed");
+            let disks = inner.disks()?;
+            blocking(move || disks.drop_snapshot(id, number)).await??;
+        }
+        if inner.history.automatic {
+            if let Some(head) = self.kept(self.head()).filter(|head| head.generation > 0 && head.number > 0) {
+                self.set_mark(Some(Mark::of_snapshot(head.generation)));
+            }
+            if let Some(step) = unkept {
+                self.queue(step);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A step has ended, and nobody was told yet.
+pub(crate) fn ended(inner: &Inner, handle: &Handle, step: StepNumber) {
+    if inner.history.automatic {
+        handle.history.queue(step);
+    }
+}
+
+/// Looks, in the background, at what has ended.
+pub(crate) fn keep(inner: &Arc<Inner>, handle: &Arc<Handle>) {
+    if handle.history.begin_keeping() {
+        let (inner, handle) = (Arc::clone(inner), Arc::clone(handle));
+        inner.history.work.clone().spawn(async move {
+            loop {
+                let turn = handle.history.turn().await;
+                let steps = handle.history.queued();
+                if steps.is_empty() {
+                    return;
+                }
+                let looked = match &turn {
+                    Ok(turn) => look(&inner, &handle, turn, &steps).await,
+                    Err(_) => Ok(()), // It is being removed.
+                };
+                if let Err(error) = looked {
+                    tracing::warn!(computer = %handle.id, ?steps, error = error.chain(), "the state after a step is not kept");
+                }
+                handle.history.done(steps.len());
+            }
+        });
+    }
+}
+
+/// What the disk is like after steps that have ended.
+async fn look(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn, steps: &[StepNumber]) -> Result<(), Error> {
+    let id = handle.id;
+    let steps = steps.to_vec();
+    if is_clean(inner, handle, turn).await? {
+        let (head, none) = (handle.history.head(), Some(ChangeCount::default()));
+        // Nobody waits for it; a repeat after a crash would say the same.
+        drop(inner.store.set_step_snapshot(id, steps, head, none, Durability::Process));
+        return Ok(());
+    }
+    let taken = match take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await {
+        Err(error) if error.code == "host_full" && retain::make_room(inner, handle, turn).await? > 0 => {
+            take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?
+        }
+        taken => taken?,
+    };
+    let last = steps.last().copied();
+    drop(inner.store.set_step_snapshot(id, steps, taken.number, None, Durability::Process));
+    if let Some(step) = last {
+        changes::count_later(inner, handle, step, &taken);
+    }
+    Ok(())
+}
+
+/// Whether the disk is as it was when its state was kept last. Where that is not known, it is not.
+pub(super) async fn is_clean(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn) -> Result<bool, Error> {
+    let Some(mark) = handle.history.mark() else { return Ok(false) };
+    let known = handle.history.dirt();
+    let (disks, handle) = (inner.disks()?, Arc::clone(handle));
+    blocking(move || {
+        let dirt = dirt_of(&disks, &handle, known)?;
+        let began = Instant::now();
+        let changed = dirt.changed(&mark)?;
+        tracing::trace!(computer = %handle.id, changed, took = ?began.elapsed(), "a look at the disk");
+        Ok(!changed)
+    })
+    .await?
+}
+
+/// What is looked at to find changes; opened once.
+fn dirt_of(disks: &Disks, handle: &Handle, known: Option<Arc<Dirt>>) -> Result<Arc<Dirt>, Error> {
+    match known {
+        Some(dirt) => Ok(dirt),
+        None => {
+            let dirt = Arc::new(disks.dirt(handle.id)?);
+            handle.history.set_dirt(Arc::clone(&dirt));
+            Ok(dirt)
+        }
+    }
+}
+
+/// The state as it is now, kept if it was not.
+pub(super) async fn now(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<Snapshot, Error> {
+    if is_clean(inner, handle, turn).await? {
+        let head = handle.history.head();
+        match handle.history.kept(head) {
+            Some(kept) => return Ok(kept),
+            None if head == 0 => return zero(inner, handle, turn).await,
+            None => {}
+        }
+    }
+    let taken = take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?;
+    retain::later(inner, handle);
+    Ok(taken)
+}
+
+/// The state that a computer was made as; laid down where it was not yet.
+pub(super) async fn zero(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn) -> Result<Snapshot, Error> {
+    if let Some(zero) = handle.history.kept(0) {
+        return Ok(zero);
+    }
+    make_zero(inner, handle).await?;
+    let zero = Snapshot {
+        number: 0,
+        step: 0,
+        label: None,
+        kind: SnapshotKind::Made,
+        created_at: handle.created_at,
+        frozen_us: 0,
+        torn: false,
+        // The disk does not come from it, so nothing follows from when it was laid down.
+        generation: 0,
+        parent: None,
+        went_to: None,
+        dropped: false,
+    };
+    record(inner, handle, zero).await
+}
+
+/// Keeps the state as it is now, whether it changed or not.
+///
+/// Errors: `wrong_state` for what is being made, `label_taken`, `host_full`.
+pub(crate) async fn take(
+    inner: &Arc<Inner>,
+    handle: &Arc<Handle>,
+    _turn: &Turn,
+    wanted: Wanted,
+) -> Result<Snapshot, Error> {
+    let Wanted { kind, label, sync } = wanted;
+    if handle.state() == State::Creating {
+        let message = format!("`{}` is being made, and has no state yet", handle.name());
+        return Err(Error::new("wrong_state", 409, message).retryable());
+    }
+    let history = &handle.history;
+    let (number, parent, step) = (history.next_number(), history.head(), history.last_ended());
+    let machine = handle.status.borrow().machine.clone();
+    let (disks, known, taken_of) = (inner.disks()?, history.dirt(), Arc::clone(inner));
+    let id = handle.id;
+    let watched = Arc::clone(handle);
+    let taken = blocking(move || {
+        let dirt = match disks.storage() {
+            Storage::Btrfs => Some(dirt_of(&disks, &watched, known)?),
+            Storage::Plain => None,
+        };
+        if sync {
+            let live = fs_err::File::open(&disks.disk(id).live).map_err(den_disk::DiskError::from)?;
+            rustix::fs::syncfs(live.file()).map_err(std::io::Error::from).map_err(den_disk::DiskError::from)?;
+        } else if dirt.as_ref().is_some_and(|dirt| dirt.waiting_bytes() > PREFLUSH_ABOVE.0) {
+            disks.preflush(id)?;
+        }
+        still(&taken_of, machine.as_ref().filter(|machine| !machine.is_dead()), &disks, id, number, dirt.as_deref())
+    })
+    .await??;
+    failpoint::hit("snapshot.taken");
+    let snapshot = Snapshot {
+        number,
+        step,
+        label,
+        kind,
+        created_at: clock(),
+        frozen_us: taken.frozen.as_micros() as u64,
+        torn: taken.torn,
+        generation: taken.generation,
+        parent: Some(parent),
+        went_to: None,
+        dropped: false,
+    };
+    let recorded = record(inner, handle, snapshot).await?;
+    history.set_mark(taken.mark);
+    failpoint::hit("snapshot.row");
+    tracing::debug!(computer = %id, number, step, kind = kind.as_str(), frozen_us = recorded.frozen_us, "a state is kept");
+    Ok(recorded)
+}
+
+struct Taken {
+    generation: u64,
+    frozen: Duration,
+    torn: bool,
+    mark: Option<Mark>,
+}
+
+/// The part for which a computer stands still.
+fn still(
+    inner: &Inner,
+    machine: Option<&Machine>,
+    disks: &Disks,
+    id: ComputerId,
+    number: u64,
+    dirt: Option<&Dirt>,
+) -> Result<Taken, Error> {
+    let mut freezer = machine.and_then(|machine| inner.history.freezer(machine));
+    let began = Instant::now();
+    let frozen = match &mut freezer {
+        // It may have ended in between: then nothing moves either.
+        Some(freezer) => freezer.freeze(FREEZE_WAIT).unwrap_or(false),
+        None => false,
+    };
+    failpoint::hit("snapshot.frozen");
+    let stood = began.elapsed();
+    let generation = disks.snapshot(id, number);
+    tracing::trace!(computer = %id, number, ?stood, kept = ?began.elapsed(), "a state is taken");
+    // Before they go on: whatever they write is a change.
+    let mark = dirt.and_then(|dirt| dirt.mark().ok());
+    if let Some(freezer) = &mut freezer
+        && let Err(error) = freezer.thaw()
+        && machine.is_some_and(|machine| !machine.is_dead())
+    {
+        tracing::error!(computer = %id, error = chain(&error), "it may be left frozen");
+    }
+    let (running, time) = (machine.is_some_and(|machine| !machine.is_dead()), began.elapsed());
+    Ok(Taken {
+        generation: generation?,
+        frozen: if frozen { time } else { Duration::ZERO },
+        torn: running && !frozen,
+        mark,
+    })
+}
+
+/// Writes the row of a state whose folder is there. Where it is not written, the folder goes again.
+pub(crate) async fn record(inner: &Arc<Inner>, handle: &Handle, snapshot: Snapshot) -> Result<Snapshot, Error> {
+    let durability = if snapshot.is_automatic() { Durability::Process } else { Durability::Power };
+    match inner.store.insert_snapshot(handle.id, &snapshot, durability).await {
+        Ok(()) => {
+            handle.history.put(snapshot.clone());
+            Ok(snapshot)
+        }
+        Err(error) => {
+            let (disks, id, number) = (inner.disks()?, handle.id, snapshot.number);
+            if let Err(left) = blocking(move || disks.drop_snapshot(id, number)).await? {
+                tracing::warn!(computer = %id, number, error = chain(&left), "a state without a row is left");
+            }
+            Err(match error {
+                StoreError::LabelTaken { label, .. } => super::label_taken(handle, &label),
+                error => error.into(),
+            })
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use den_model::Bytes;
 use den_sys::loopdev::LoopDevice;
@@ -48,6 +49,10 @@ pub(crate) enum Limit {
     NotHeld,
 }
 
+/// How long what still uses the disks is waited for when they are let go.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
+/// Between two tries.
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 /// The smallest image that mkfs.btrfs takes with room to work in.
 const IMAGE_BYTES_MIN: u64 = 512 << 20;
 
@@ -81,10 +86,19 @@ pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<(Storage, Limit),
 
 /// Unmounts `root` if it is a mount of ours.
 pub(crate) fn close(root: &Path) -> Result<(), DiskError> {
-    if is_mount(root) {
-        mount::unmount(root, UnmountFlags::empty())?;
+    if !is_mount(root) {
+        return Ok(());
     }
-    Ok(())
+    // The kernel lets go of namespaces and views a moment after their last user has.
+    let until = Instant::now() + CLOSE_WAIT;
+    loop {
+        match mount::unmount(root, UnmountFlags::empty()) {
+            Err(error) if error.errno == rustix::io::Errno::BUSY.raw_os_error() && Instant::now() < until => {
+                std::thread::sleep(CLOSE_PAUSE);
+            }
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// Where the kernel shows how much each subvolume of `root` uses.

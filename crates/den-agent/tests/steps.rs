@@ -426,7 +426,8 @@ fn a_full_process_table_leaves_the_agent_well() {
 #[test]
 fn a_shutdown_ends_everything() {
     let mut inside = Inside::start();
-    let mut polite = inside.begin(sh(1, "trap 'trap \"\" TERM; echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done"));
+    let mut polite =
+        inside.begin(sh(1, "trap 'trap \"\" TERM; echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done"));
     let mut stubborn = inside.begin(sh(2, "trap '' TERM; echo ready; while :; do sleep 0.01; done"));
     until("both are ready", || (1..=2).all(|step| !read_log(&inside.log_path(step)).stdout.is_empty()));
     let start = Instant::now();

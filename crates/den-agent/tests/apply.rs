@@ -3,6 +3,8 @@
 mod common;
 #[path = "../../den-history/tests/common/trees.rs"]
 mod trees;
+#[path = "../../den-history/tests/common/world.rs"]
+mod world;
 
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,57 +12,18 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{Inside, bytes, data, end, reply};
-use den_history::State;
-use den_history::merge::{Content, MergeOptions, Plan, plan};
+use den_history::merge::{Content, MergeOptions, Plan};
 use den_wire::agent::{Apply, ApplyAction, ApplyOp, Dress, DressXattr, Expected, FailureKind, Reply, Request};
 use den_wire::frame::blocking::write_message;
 use minicbor::bytes::ByteVec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
+use world::World;
 
 const STEP: u64 = 7;
 
-/// Three states of one computer; ours is also the root that is changed.
-struct World {
-    dir: tempfile::TempDir,
-}
-
+/// Ours is also the root that is changed.
 impl World {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("den-apply-").tempdir().expect("a directory");
-        for name in ["layer", "base/data", "ours/data", "theirs/data"] {
-            std::fs::create_dir_all(dir.path().join(name)).expect("made");
-        }
-        Self { dir }
-    }
-
-    fn scripted(base: &str, ours: &str, theirs: &str) -> Self {
-        let world = Self::new();
-        world.sh("base/data", base);
-        for side in ["ours", "theirs"] {
-            world.sh(".", &format!("cp -a base/data/. {side}/data/"));
-        }
-        world.sh("ours/data", ours);
-        world.sh("theirs/data", theirs);
-        world
-    }
-
-    fn sh(&self, dir: &str, script: &str) -> String {
-        let out =
-            Command::new("bash").args(["-euc", script]).current_dir(self.dir.path().join(dir)).output().expect("bash");
-        assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8_lossy(&out.stdout).into_owned()
-    }
-
-    fn state(&self, name: &str) -> State {
-        State::open(&self.dir.path().join(name), &[self.dir.path().join("layer")]).expect("a state")
-    }
-
-    fn plan(&self) -> Plan {
-        let options = MergeOptions::default();
-        plan(&self.state("base"), &self.state("ours"), &self.state("theirs"), None, &options).expect("a plan")
-    }
-
     fn root(&self) -> std::path::PathBuf {
         self.dir.path().join("ours/data")
     }
@@ -163,7 +126,7 @@ fn a_plan_applied_to_ours_gives_the_tree_of_the_model() {
         for (name, tree) in [("base", &base), ("ours", &ours), ("theirs", &theirs)] {
             trees::write(&world.dir.path().join(name).join("data"), tree);
         }
-        let plan = world.plan();
+        let plan = world.plan(&MergeOptions::default());
         let merged = match trees::merge(&base, &ours, &theirs) {
             Ok(merged) => merged,
             Err(conflicts) => {
@@ -200,7 +163,7 @@ fn what_only_theirs_changed_makes_ours_the_same_to_the_nanosecond() {
     let capability: Vec<u8> = [0x0200_0001_u32, 1 << 13, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
     let tool = world.dir.path().join("theirs/data/tool");
     rustix::fs::setxattr(&tool, "security.capability", &capability, rustix::fs::XattrFlags::empty()).expect("set");
-    let plan = world.plan();
+    let plan = world.plan(&MergeOptions::default());
     assert!(plan.conflicts.is_empty(), "{:?}", plan.conflicts);
     assert_eq!(world.apply(&inside, &plan), Reply::Done);
     assert_eq!(world.listing("ours"), world.listing("theirs"));
@@ -244,7 +207,7 @@ fn it_works_over_layers_as_in_a_computer() {
         "sed -i 9s/9/nine/ etc/conf; rm d/gone; mv ren named; chmod 600 mode; rm d/base; mkdir d/base; echo 1 > d/base/in
          echo 1 > etc/x; echo 10 >> d/f",
     );
-    let plan = world.plan();
+    let plan = world.plan(&MergeOptions::default());
     assert!(plan.conflicts.is_empty(), "{:?}", plan.conflicts);
     let dir = world.dir.path().display();
     let inside = Inside::start_under(&format!(
@@ -295,7 +258,7 @@ fn what_changed_meanwhile_stops_it_and_nothing_is_done() {
     };
     let check = |meanwhile: &str, subject: &str| {
         let world = make();
-        let plan = world.plan();
+        let plan = world.plan(&MergeOptions::default());
         world.sh("ours/data", meanwhile);
         let before = world.listing("ours");
         assert_eq!(
@@ -319,7 +282,7 @@ fn what_changed_meanwhile_stops_it_and_nothing_is_done() {
 
     // The time of change tells what size and time of writing do not.
     let world = make();
-    let plan = world.plan();
+    let plan = world.plan(&MergeOptions::default());
     let mut ops: Vec<_> = plan.ops.iter().map(|op| op.op.clone()).collect();
     let a = ops.iter_mut().find(|op| &op.path[..] == b"/a").expect("an operation");
     a.expect = Some(there(&world.root().join("a")));
@@ -452,7 +415,7 @@ fn a_thousand_files_take_less_than_a_second() {
         "for d in $(seq 20); do for f in $(seq 50); do echo new $f > $d/$f; done; done",
     );
     let start = std::time::Instant::now();
-    let plan = world.plan();
+    let plan = world.plan(&MergeOptions::default());
     let planned = start.elapsed();
     assert_eq!(plan.count.changed, 1000);
     assert_eq!(world.apply(&inside, &plan), Reply::Done);

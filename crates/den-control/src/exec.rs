@@ -386,21 +386,7 @@ async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan
     handle.history.settled().await;
     let number = handle.steps.number();
     exec.step = number;
-    let step = Step {
-        number,
-        kind,
-        argv,
-        user,
-        cwd,
-        pty,
-        who,
-        started_at: now(),
-        ended_at: None,
-        end: None,
-        output_bytes: 0,
-        snapshot: None,
-        changes: None,
-    };
+    let step = Step { user, cwd, pty, ..Step::begun(number, kind, argv, who, now()) };
     // The log is made while the writer has the row.
     let row = inner.store.insert_step(handle.id, &step, Durability::Process);
     let log = handle.steps.logs.create(number).map(Arc::new);

@@ -159,21 +159,7 @@ impl Change {
         handle.steps.room()?;
         handle.history.settled().await;
         let number = handle.steps.number();
-        let step = Step {
-            number,
-            kind: StepKind::Files,
-            argv,
-            user,
-            cwd: None,
-            pty: false,
-            who: who.0.clone(),
-            started_at: now(),
-            ended_at: None,
-            end: None,
-            output_bytes: 0,
-            snapshot: None,
-            changes: None,
-        };
+        let step = Step { user, ..Step::begun(number, StepKind::Files, argv, who.0.clone(), now()) };
         let row = inner.store.insert_step(handle.id, &step, Durability::Process);
         let live = Live::new(step, None);
         handle.steps.add(&live);

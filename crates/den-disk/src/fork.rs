@@ -87,7 +87,7 @@ pub(crate) fn clear_work(live: BorrowedFd<'_>) -> Result<(), SysError> {
     for name in ["incompat/volatile", "incompat"] {
         match rustix::fs::unlinkat(&work, name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
-            Err(errno) => return Err(SysError::new("rmdir", format_args!("work/work/{name}"), errno.raw_os_error())),
+            Err(errno) => return Err(SysError::new("rmdir", name, errno.raw_os_error())),
         }
     }
     Ok(())

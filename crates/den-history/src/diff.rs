@@ -13,16 +13,14 @@
 //!   directory that moved is told too, each by itself.
 //! - Reading is bounded: bytes hashed and read as text by budgets, texts by theirs.
 
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use den_api::{ChangeCount, ChangeKind, ChangePart, EntryKind, FileChange};
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 
 use crate::changed::{Only, candidates};
+use crate::same::{Place, same_bytes, spend};
 use crate::text::{TEXT_BYTES_MAX, is_text, line_counts, unified_between};
 use crate::view::{Meta, View, show};
 use crate::{HistoryError, State};
@@ -132,7 +130,7 @@ pub fn diff(a: &State, b: &State, since: Option<u64>, options: &DiffOptions) -> 
             (None, Some(_)) => (ChangeKind::Added, Vec::new()),
             (Some(_), None) => (ChangeKind::Removed, Vec::new()),
             (Some(old), Some(new)) => {
-                let parts = differing(&a.view, &path, old, &b.view, &path, new, &mut budget)?;
+                let parts = differing(Place::of(&a.view, &path, old), Place::of(&b.view, &path, new), &mut budget)?;
                 if parts.is_empty() {
                     continue;
                 }
@@ -177,97 +175,30 @@ impl Default for Budget {
     }
 }
 
-/// Takes `bytes` off, if there are as many.
-fn spend(left: &mut u64, bytes: u64) -> bool {
-    let enough = *left >= bytes;
-    if enough {
-        *left -= bytes;
-    }
-    enough
-}
-
-/// What differs between an entry of `a` and one of `b`.
-fn differing(
-    a: &View,
-    a_path: &Path,
-    old: &Meta,
-    b: &View,
-    b_path: &Path,
-    new: &Meta,
-    budget: &mut Budget,
-) -> Result<Vec<ChangePart>, HistoryError> {
-    if old.file_type != new.file_type || (old.kind == EntryKind::Special && old.rdev != new.rdev) {
+/// What differs between an entry of the first state and one of the second.
+fn differing(old: Place<'_>, new: Place<'_>, budget: &mut Budget) -> Result<Vec<ChangePart>, HistoryError> {
+    let (before, after) = (old.meta, new.meta);
+    if before.file_type != after.file_type || (before.kind == EntryKind::Special && before.rdev != after.rdev) {
         return Ok(vec![ChangePart::Kind]);
     }
     let mut parts = Vec::new();
-    if old.kind == EntryKind::File && !same_bytes(a, a_path, old, b, b_path, new, budget)? {
+    if before.kind == EntryKind::File && !same_bytes(old, new, &mut budget.compared)? {
         parts.push(ChangePart::Content);
     }
     // Links have no mode of their own: all are 0777.
-    if old.mode != new.mode {
+    if before.mode != after.mode {
         parts.push(ChangePart::Mode);
     }
-    if (old.uid, old.gid) != (new.uid, new.gid) {
+    if (before.uid, before.gid) != (after.uid, after.gid) {
         parts.push(ChangePart::Owner);
     }
-    if a.xattrs(a_path)? != b.xattrs(b_path)? {
+    if old.view.xattrs(old.path)? != new.view.xattrs(new.path)? {
         parts.push(ChangePart::Xattr);
     }
-    if old.target != new.target {
+    if before.target != after.target {
         parts.push(ChangePart::Target);
     }
     Ok(parts)
-}
-
-fn same_bytes(
-    a: &View,
-    a_path: &Path,
-    old: &Meta,
-    b: &View,
-    b_path: &Path,
-    new: &Meta,
-    budget: &mut Budget,
-) -> Result<bool, HistoryError> {
-    if old.size != new.size {
-        return Ok(false);
-    }
-    if old.size == 0 {
-        return Ok(true);
-    }
-    let (first, second) = (a.open_file(a_path)?, b.open_file(b_path)?);
-    let (mut left, mut right) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    loop {
-        // Where both have a hole there is nothing to compare, and a hole may be long.
-        if old.size > CHUNK_BYTES as u64 {
-            at = data_from(&first, at, old.size, a_path)?.min(data_from(&second, at, old.size, b_path)?);
-        }
-        if at >= old.size {
-            return Ok(true);
-        }
-        let length = (old.size - at).min(CHUNK_BYTES as u64);
-        if !spend(&mut budget.compared, length) {
-            return Ok(old.mtime == new.mtime);
-        }
-        left.resize(length as usize, 0);
-        right.resize(length as usize, 0);
-        first.read_exact_at(&mut left, at).map_err(HistoryError::io("reading", a_path))?;
-        second.read_exact_at(&mut right, at).map_err(HistoryError::io("reading", b_path))?;
-        if left != right {
-            return Ok(false);
-        }
-        at += length;
-    }
-}
-
-/// Where the next bytes that are no hole begin, from `at` on; `size` where there are none.
-fn data_from(file: &File, at: u64, size: u64, path: &Path) -> Result<u64, HistoryError> {
-    match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => Ok(data),
-        Err(Errno::NXIO) => Ok(size),
-        Err(Errno::INVAL) => Ok(at),
-        Err(errno) => Err(HistoryError::call("lseek(SEEK_DATA)", path)(errno)),
-    }
 }
 
 /// blake3 of the file at `path`; nothing where the budget does not reach.

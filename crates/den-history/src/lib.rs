@@ -20,6 +20,7 @@ mod error;
 mod look;
 pub mod meaning;
 pub mod merge;
+mod same;
 mod text;
 mod view;
 

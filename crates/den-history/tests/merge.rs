@@ -2,57 +2,19 @@
 
 #[path = "common/trees.rs"]
 mod trees;
+#[path = "common/world.rs"]
+mod world;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use den_api::{ChangeKind, ConflictView};
-use den_history::State;
-use den_history::merge::{MergeOptions, Plan, Source, plan};
+use den_history::merge::{MergeOptions, Plan, Source};
 use den_wire::agent::ApplyAction;
 use proptest::prelude::*;
-
-/// Three states of one computer in a directory.
-struct World {
-    dir: tempfile::TempDir,
-}
+use world::World;
 
 impl World {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("den-merge-").tempdir().expect("a directory");
-        for name in ["layer", "base/data", "ours/data", "theirs/data"] {
-            std::fs::create_dir_all(dir.path().join(name)).expect("made");
-        }
-        Self { dir }
-    }
-
-    /// Base is made by the first script; ours and theirs are copies, changed by the others.
-    fn scripted(base: &str, ours: &str, theirs: &str) -> Self {
-        let world = Self::new();
-        world.sh("base/data", base);
-        for side in ["ours", "theirs"] {
-            world.sh(".", &format!("cp -a base/data/. {side}/data/"));
-        }
-        world.sh("ours/data", ours);
-        world.sh("theirs/data", theirs);
-        world
-    }
-
-    fn sh(&self, dir: &str, script: &str) {
-        let out =
-            Command::new("bash").args(["-euc", script]).current_dir(self.dir.path().join(dir)).output().expect("bash");
-        assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-    }
-
-    fn state(&self, name: &str) -> State {
-        State::open(&self.dir.path().join(name), &[self.dir.path().join("layer")]).expect("a state")
-    }
-
-    fn plan(&self, options: &MergeOptions) -> Plan {
-        plan(&self.state("base"), &self.state("ours"), &self.state("theirs"), None, options).expect("a plan")
-    }
-
     fn merged(&self) -> Plan {
         let plan = self.plan(&MergeOptions::default());
         assert!(plan.conflicts.is_empty(), "{:?}", plan.conflicts);

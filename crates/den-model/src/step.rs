@@ -131,6 +131,25 @@ pub struct Step {
 }
 
 impl Step {
+    /// One that has just begun: of the host's own doing, as nobody inside and with no terminal.
+    pub fn begun(number: StepNumber, kind: StepKind, argv: Vec<String>, who: String, started_at: Micros) -> Self {
+        Self {
+            number,
+            kind,
+            argv,
+            user: None,
+            cwd: None,
+            pty: false,
+            who,
+            started_at,
+            ended_at: None,
+            end: None,
+            output_bytes: 0,
+            snapshot: None,
+            changes: None,
+        }
+    }
+
     /// Whether it goes on.
     pub fn status(&self) -> StepStatus {
         if self.end.is_some() { StepStatus::Ended } else { StepStatus::Running }

@@ -359,6 +359,40 @@ impl Drop for House {
     }
 }
 
+/// Runs `act` on a daemon that dies at each of `points`, starts it again and has `check` look at what is
+/// left; in the second round the launcher is killed as well, and `check` is told so. `begin` comes once in
+/// each of the two houses, `prepare` before each point.
+pub fn at_each_point(
+    den: &str,
+    points: &[&str],
+    begin: impl Fn(&House),
+    prepare: impl Fn(&House),
+    act: impl Fn(&House),
+    check: impl Fn(&House, &str, bool),
+) {
+    for launcher in [false, true] {
+        let mut house = House::open(den);
+        begin(&house);
+        for point in points {
+            let when = format!("{point}{}", if launcher { ", launcher killed as well" } else { "" });
+            eprintln!("--- {when}");
+            prepare(&house);
+            house.kill_serve();
+            house.set_env(&[("DEN_FAILPOINT", point)]);
+            house.start();
+            act(&house);
+            house.wait_serve_dead();
+            if launcher {
+                house.kill_launcher();
+            }
+            house.set_env(&[]);
+            house.start();
+            check(&house, &when, launcher);
+        }
+        house.close();
+    }
+}
+
 /// Waits until `done` is true; panics with `what` after `limit`.
 pub fn eventually(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let since = Instant::now();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use den_testkit::{House, eventually};
+use den_testkit::{House, at_each_point, eventually};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -137,42 +137,27 @@ fn a_create_that_was_answered_is_there_whatever_happens_next() {
     }
 }
 
-/// Runs `act` on a daemon that dies at `point`; then, in the second round, kills the launcher as well.
+/// Whatever point a daemon dies at, what is left is consistent, and a bystander goes on.
 fn each_point(points: &[&str], prepare: impl Fn(&House), act: impl Fn(&House), check: impl Fn(&House, &str)) {
-    for launcher in [false, true] {
-        let mut house = House::open(DEN);
+    let begin = |house: &House| {
         house.new_computer("bystander");
         house.den(&["exec", "bystander", "-d", "--", "sleep", "3000"]).ok();
-        for point in points {
-            let when = format!("{point}{}", if launcher { ", launcher killed as well" } else { "" });
-            eprintln!("--- {when}");
-            prepare(&house);
-            house.kill_serve();
-            house.set_env(&[("DEN_FAILPOINT", point)]);
-            house.start();
-            act(&house);
-            house.wait_serve_dead();
-            if launcher {
-                house.kill_launcher();
-            }
-            house.set_env(&[]);
-            house.start();
-            check(&house, &when);
-            consistent(&house, &when);
-            if !launcher {
-                assert_eq!(house.sh("bystander", "pgrep -fx 'sleep 3000' | wc -l").ok(), "1", "{when}: others go on");
-            }
-            let rest: Vec<String> = computers(&house)
-                .iter()
-                .map(|c| c["name"].as_str().expect("a name").to_owned())
-                .filter(|name| name != "bystander")
-                .collect();
-            for name in rest {
-                house.den(&["rm", &name]).ok();
-            }
+    };
+    at_each_point(DEN, points, begin, prepare, act, |house, when, launcher| {
+        check(house, when);
+        consistent(house, when);
+        if !launcher {
+            assert_eq!(house.sh("bystander", "pgrep -fx 'sleep 3000' | wc -l").ok(), "1", "{when}: others go on");
         }
-        house.close();
-    }
+        let rest: Vec<String> = computers(house)
+            .iter()
+            .map(|c| c["name"].as_str().expect("a name").to_owned())
+            .filter(|name| name != "bystander")
+            .collect();
+        for name in rest {
+            house.den(&["rm", &name]).ok();
+        }
+    });
 }
 
 #[test]

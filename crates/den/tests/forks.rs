@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use den_testkit::{House, Internet, Options, Reply, Site, eventually};
+use den_testkit::{House, Internet, Options, Reply, Site, at_each_point, eventually};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -414,32 +414,22 @@ fn what_was_taken_back_goes_on_from_there_after_a_restart() {
     consistent(&house, "after all");
 }
 
-/// Runs `act` on a daemon that dies at `point`; then, in the second round, kills the launcher as well.
+/// Whatever point a daemon dies at, what is left is consistent, and can be removed.
 fn each_point(points: &[&str], prepare: impl Fn(&House), act: impl Fn(&House), check: impl Fn(&House, &str)) {
-    for launcher in [false, true] {
-        let mut house = House::open(DEN);
-        for point in points {
-            let when = format!("{point}{}", if launcher { ", launcher killed as well" } else { "" });
-            eprintln!("--- {when}");
-            prepare(&house);
-            house.kill_serve();
-            house.set_env(&[("DEN_FAILPOINT", point)]);
-            house.start();
-            act(&house);
-            house.wait_serve_dead();
-            if launcher {
-                house.kill_launcher();
-            }
-            house.set_env(&[]);
-            house.start();
-            check(&house, &when);
-            consistent(&house, &when);
-            for name in names(&house) {
+    at_each_point(
+        DEN,
+        points,
+        |_| {},
+        prepare,
+        act,
+        |house, when, _| {
+            check(house, when);
+            consistent(house, when);
+            for name in names(house) {
                 house.den(&["rm", &name]).ok();
             }
-        }
-        house.close();
-    }
+        },
+    );
 }
 
 fn post(house: &House, path: &str, body: &Value) -> bool {

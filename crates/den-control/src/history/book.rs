@@ -14,7 +14,7 @@ use std::{
 };
 
 use den_disk::{Dirt, Mark};
-use den_model::{Snapshot, StateLabel, StepNumber};
+use den_model::{Micros, Snapshot, SnapshotKind, StateLabel, StepNumber};
 use tokio::sync::{Mutex as Queue, Notify, OwnedMutexGuard};
 
 use crate::{
@@ -194,6 +194,23 @@ impl History {
     /// The state that the disk comes from.
     pub(crate) fn head(&self) -> u64 {
         head(&self.book().rows)
+    }
+
+    /// The row of the state that the disk is left as when it is taken back to `to`; `step` is the last before.
+    pub(super) fn leaving(&self, step: StepNumber, to: u64, at: Micros) -> Snapshot {
+        Snapshot {
+            number: self.next_number(),
+            step,
+            label: None,
+            kind: SnapshotKind::Restore,
+            created_at: at,
+            frozen_us: 0,
+            torn: false,
+            generation: 0,
+            parent: Some(self.head()),
+            went_to: Some(to),
+            dropped: false,
+        }
     }
 
     /// A row, also of a state whose bytes are gone.

@@ -191,21 +191,7 @@ impl Control {
     /// Records the step that the merge is.
     async fn begin(&self, handle: &Handle, argv: Vec<String>, who: String) -> Result<Arc<Live>, Error> {
         let number = handle.steps.number();
-        let step = Step {
-            number,
-            kind: StepKind::Merge,
-            argv,
-            user: None,
-            cwd: None,
-            pty: false,
-            who,
-            started_at: now(),
-            ended_at: None,
-            end: None,
-            output_bytes: 0,
-            snapshot: None,
-            changes: None,
-        };
+        let step = Step::begun(number, StepKind::Merge, argv, who, now());
         let row = self.0.store.insert_step(handle.id, &step, Durability::Process);
         let live = Live::new(step, None);
         handle.steps.add(&live);
@@ -243,19 +229,7 @@ pub(crate) async fn take_back(inner: &Arc<Inner>, handle: &Arc<Handle>, steps: &
     let states = handle.history.all_kept();
     let to = states.iter().rfind(|state| state.kind == SnapshotKind::Merge && state.step < step.number);
     let Some(to) = to.filter(|_| aside.symlink_metadata().is_ok()) else { return Ok(()) };
-    let before = Snapshot {
-        number: handle.history.next_number(),
-        step: handle.history.last_ended(),
-        label: None,
-        kind: SnapshotKind::Restore,
-        created_at: now(),
-        frozen_us: 0,
-        torn: false,
-        generation: 0,
-        parent: Some(handle.history.head()),
-        went_to: Some(to.number),
-        dropped: false,
-    };
+    let before = handle.history.leaving(handle.history.last_ended(), to.number, now());
     inner.store.insert_snapshot(id, &before, Durability::Power).await?;
     let (hostname, limit) = (handle.name().to_string(), handle.spec.limits.disk);
     let (back, kept) = (to.number, before.number);

@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Instant};
 use den_api::{RestoreRequest, RestoreView, SnapshotView};
 use den_disk::Identity;
 use den_machine::Machine;
-use den_model::{Fact, Micros, Request, Snapshot, SnapshotKind, State, StateName, Step, StepEnd, StepKind};
+use den_model::{Fact, Micros, Request, Snapshot, State, StateName, Step, StepEnd, StepKind};
 use den_store::Durability;
 use den_sys::failpoint;
 
@@ -163,35 +163,10 @@ impl Task {
         let handle = &self.handle;
         let at = now();
         let number = handle.steps.number();
-        let before = Snapshot {
-            number: handle.history.next_number(),
-            // All before it have ended once the disk is kept.
-            step: number - 1,
-            label: None,
-            kind: SnapshotKind::Restore,
-            created_at: at,
-            frozen_us: 0,
-            torn: false,
-            generation: 0,
-            parent: Some(handle.history.head()),
-            went_to: Some(to.number),
-            dropped: false,
-        };
-        let step = Step {
-            number,
-            kind: StepKind::Restore,
-            argv: vec!["restore".to_owned(), format!(".{}", to.number)],
-            user: None,
-            cwd: None,
-            pty: false,
-            who,
-            started_at: at,
-            ended_at: None,
-            end: None,
-            output_bytes: 0,
-            snapshot: None,
-            changes: None,
-        };
+        // All before it have ended once the disk is kept.
+        let before = handle.history.leaving(number - 1, to.number, at);
+        let argv = vec!["restore".to_owned(), format!(".{}", to.number)];
+        let step = Step::begun(number, StepKind::Restore, argv, who, at);
         Plan { to, before, step }
     }
 

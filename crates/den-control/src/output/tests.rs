@@ -7,21 +7,8 @@ use tokio::sync::Semaphore;
 use super::*;
 
 fn step(output_bytes: u64) -> Arc<Step> {
-    Arc::new(Step {
-        number: 1,
-        kind: StepKind::Exec,
-        argv: vec!["x".to_owned()],
-        user: None,
-        cwd: None,
-        pty: false,
-        who: "test".to_owned(),
-        started_at: 0,
-        ended_at: Some(1),
-        end: Some(StepEnd::Exited { code: 0 }),
-        output_bytes,
-        snapshot: None,
-        changes: None,
-    })
+    let begun = Step::begun(1, StepKind::Exec, vec!["x".to_owned()], "test".to_owned(), 0);
+    Arc::new(Step { ended_at: Some(1), end: Some(StepEnd::Exited { code: 0 }), output_bytes, ..begun })
 }
 
 struct Running {

@@ -18,6 +18,7 @@ use den_api::{ChangeKind, EntryKind};
 use super::{Budget, RawChange, differing, hash};
 use crate::HistoryError;
 use crate::changed::{Identity, Side};
+use crate::same::Place;
 use crate::view::Meta;
 
 /// Replaces removals and additions that belong together by renames. Keeps the order by path.
@@ -50,8 +51,8 @@ pub(super) fn pair(
             ChangeKind::Removed if !pairing.removed.contains_key(&change.path) => continue,
             ChangeKind::Added => {
                 if let (Some((from, before)), Some(after)) = (pairing.moved.remove(&change.path), &change.after) {
-                    let (a, b) = (&a.state.view, &b.state.view);
-                    change.parts = differing(a, &from, &before, b, &change.path, after, budget)?;
+                    let old = Place::of(&a.state.view, &from, &before);
+                    change.parts = differing(old, Place::of(&b.state.view, &change.path, after), budget)?;
                     change.kind = ChangeKind::Renamed;
                     (change.from, change.before) = (Some(from), Some(before));
                 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use den_api::FactChange;
 
-use super::{Fact, Facts, Pair, bytes, compare};
+use super::{Fact, Facts, Pair, bytes, compare, names};
 use crate::view::{View, show};
 
 /// The largest of these files that is read, in bytes.
@@ -34,11 +34,12 @@ pub(super) fn groups(pair: &Pair<'_>, changes: &mut Vec<FactChange>) {
     compare("group", &a, &b, Some("password changed"), changes);
 }
 
-/// Home directories of a state's users, each once.
+/// Home directories of a state's users, and what else lies in /home, each once.
 pub(super) fn homes(view: &View) -> Vec<PathBuf> {
     let passwd = bytes(view, Path::new("/etc/passwd"), FILE_BYTES_MAX).unwrap_or_default();
     let mut homes: Vec<PathBuf> = fields(&passwd).filter_map(|fields| home(&fields)).collect();
     homes.push(PathBuf::from("/root"));
+    homes.extend(names(view, Path::new("/home")).into_iter().map(|(home, _)| home));
     homes.sort_unstable();
     homes.dedup();
     homes

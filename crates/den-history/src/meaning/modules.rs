@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use den_api::{EntryKind, FactChange};
 
+use super::accounts::homes;
 use super::{Fact, Facts, Pair, SETTINGS_BYTES_MAX, bytes, compare, last, names, whole};
 use crate::view::{View, show};
 
@@ -40,8 +41,8 @@ pub(super) fn pip(pair: &Pair<'_>, changes: &mut Vec<FactChange>) {
 /// The folders in which packages of Python lie in the usual places of a state.
 fn python_roots(view: &View) -> Vec<PathBuf> {
     let mut roots = Vec::new();
-    let mut bases: Vec<PathBuf> = vec!["/usr/lib".into(), "/usr/local/lib".into(), "/root/.local/lib".into()];
-    bases.extend(names(view, Path::new("/home")).into_iter().take(HOMES_MAX).map(|(home, _)| home.join(".local/lib")));
+    let mut bases: Vec<PathBuf> = vec!["/usr/lib".into(), "/usr/local/lib".into()];
+    bases.extend(homes(view).into_iter().take(HOMES_MAX).map(|home| home.join(".local/lib")));
     for base in bases {
         for (python, _) in names(view, &base) {
             if last(&python).starts_with("python") {
@@ -160,8 +161,10 @@ pub(super) fn npm(pair: &Pair<'_>, changes: &mut Vec<FactChange>) {
 
 fn node_roots(view: &View) -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = vec!["/usr/lib/node_modules".into(), "/usr/local/lib/node_modules".into()];
-    for (version, _) in names(view, Path::new("/root/.nvm/versions/node")) {
-        roots.push(version.join("lib/node_modules"));
+    for home in homes(view).into_iter().take(HOMES_MAX) {
+        for (version, _) in names(view, &home.join(".nvm/versions/node")) {
+            roots.push(version.join("lib/node_modules"));
+        }
     }
     roots
 }

@@ -1,7 +1,6 @@
 //! The three states side by side: what is at a path, and whether two of them hold the same.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -10,11 +9,9 @@ use rustix::fs::FileType;
 
 use super::lines;
 use crate::changed::{self, Identity};
-use crate::view::{Meta, Stamp};
+use crate::same::{Place, same_bytes};
+use crate::view::Meta;
 use crate::{HistoryError, State, changed_paths};
-
-/// How much of two files is compared at once, in bytes.
-const COMPARE_BYTES: usize = 256 << 10;
 
 /// One of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,7 +64,6 @@ pub(super) struct Three<'a> {
     compared: HashMap<(Side, Side, PathBuf), Compared>,
     changed_in_ours: Option<Rc<Vec<PathBuf>>>,
     identifiers: HashMap<Side, changed::Side<'a>>,
-    buffers: (Vec<u8>, Vec<u8>),
 }
 
 impl<'a> Three<'a> {
@@ -84,7 +80,6 @@ impl<'a> Three<'a> {
             compared: HashMap::new(),
             changed_in_ours: None,
             identifiers: HashMap::new(),
-            buffers: (Vec::new(), Vec::new()),
         })
     }
 
@@ -155,11 +150,8 @@ impl<'a> Three<'a> {
             (Some(a), Some(b)) if a.file_type == b.file_type => (a, b),
             _ => return Ok(Compared::Other),
         };
-        if is_untouched(&meta_a, &meta_b) {
-            return Ok(Compared::Same);
-        }
         let content = match meta_a.kind {
-            EntryKind::File => meta_a.size != meta_b.size || !self.same_bytes(a, b)?,
+            EntryKind::File => !self.same_bytes(a, b)?,
             EntryKind::Symlink => meta_a.target != meta_b.target,
             EntryKind::Special => is_device(&meta_a) && meta_a.rdev != meta_b.rdev,
             EntryKind::Directory => false,
@@ -177,21 +169,9 @@ impl<'a> Three<'a> {
 
     /// Whether two files hold the same bytes.
     pub fn same_bytes(&mut self, a: At<'_>, b: At<'_>) -> Result<bool, HistoryError> {
-        let mut file_a = self.state(a.0).view.open_file(a.1)?;
-        let mut file_b = self.state(b.0).view.open_file(b.1)?;
-        let (buffer_a, buffer_b) = &mut self.buffers;
-        buffer_a.resize(COMPARE_BYTES, 0);
-        buffer_b.resize(COMPARE_BYTES, 0);
-        loop {
-            let read_a = fill(&mut file_a, buffer_a).map_err(HistoryError::io("reading", a.1))?;
-            let read_b = fill(&mut file_b, buffer_b).map_err(HistoryError::io("reading", b.1))?;
-            if buffer_a[..read_a] != buffer_b[..read_b] {
-                return Ok(false);
-            }
-            if read_a < COMPARE_BYTES {
-                return Ok(true);
-            }
-        }
+        let (Some(meta_a), Some(meta_b)) = (self.get(a)?, self.get(b)?) else { return Ok(false) };
+        let (view_a, view_b) = (&self.state(a.0).view, &self.state(b.0).view);
+        same_bytes(Place::of(view_a, a.1, &meta_a), Place::of(view_b, b.1, &meta_b), &mut { u64::MAX })
     }
 
     /// The bytes of a file that is to be merged by what is in it; `None` if it is too large.
@@ -231,30 +211,10 @@ const SUBVOLUME_INODE: u64 = 256;
 /// The most entries below one directory that is taken or left as a whole.
 const BELOW_MAX: usize = 1_000_000;
 
-/// Whether two are one inode that nothing was done to between the two states.
-fn is_untouched(a: &Meta, b: &Meta) -> bool {
-    let known = a.ctime != Stamp::default();
-    known && (a.ctime, a.mtime, a.ino, a.size, a.mode) == (b.ctime, b.mtime, b.ino, b.size, b.mode)
-}
-
 pub(super) fn is_device(meta: &Meta) -> bool {
     matches!(FileType::from_raw_mode(meta.file_type), FileType::BlockDevice | FileType::CharacterDevice)
 }
 
 pub(super) fn is_socket(meta: &Meta) -> bool {
     FileType::from_raw_mode(meta.file_type) == FileType::Socket
-}
-
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

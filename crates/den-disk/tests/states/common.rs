@@ -1,5 +1,4 @@
 //! Disks in a folder of their own. Needs root.
-#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,12 +1,10 @@
 //! What a fork has of its own, and what a hostile disk makes of it. Needs root.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{CHILD, IDENTITY, LIMIT, Place, id, sh};
+use crate::common::{CHILD, IDENTITY, LIMIT, Place, id, listing, sh};
 use den_disk::StorageChoice;
 
 const CHILD_MACHINE: &str = "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd\n";
@@ -142,7 +140,7 @@ fn hostile_links_lead_nowhere() {
         outside.path(),
         "mkdir ssh etc; for f in etc/hostname etc/hosts etc/machine-id ssh/ssh_host_ed25519_key random-seed engine-id; do echo host > $f; done",
     );
-    let before = common::listing(outside.path());
+    let before = listing(outside.path());
     let scripts = [
         // A folder of its own that is a link: to the root, to outside, up and out, to itself.
         "rm -r data/etc; ln -s / data/etc".to_owned(),
@@ -171,10 +169,10 @@ fn hostile_links_lead_nowhere() {
         place.snapshot(id(1), 1).unwrap();
         let made = place.fork(id(1), 1, id(2), LIMIT, &CHILD);
         assert!(made.is_ok(), "{script}: {made:?}");
-        assert_eq!(common::listing(outside.path()), before, "{script}");
+        assert_eq!(listing(outside.path()), before, "{script}");
         let restored = place.restore_prepare(id(1), 1, LIMIT, &IDENTITY);
         assert!(restored.is_ok(), "{script}: {restored:?}");
-        assert_eq!(common::listing(outside.path()), before, "{script}, restored");
+        assert_eq!(listing(outside.path()), before, "{script}, restored");
     }
     // A link inside of the disk is followed: the identity lies where it points.
     let place = Place::new(StorageChoice::Plain);

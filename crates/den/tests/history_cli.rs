@@ -166,6 +166,7 @@ fn an_exploration_keeps_or_merges_the_best_and_removes_the_rest() {
     house.den(&["explore", "web", "-n", "2", "--run", "exit 3"]).refused(1, "every one failed");
     assert_eq!(names(&house), set(&["web"]));
     house.den(&["explore", "nobody", "--run", "true"]).refused(1, "nobody");
+    house.den(&["explore", "web", "--run", ""]).refused(2, "--run");
 }
 
 #[test]

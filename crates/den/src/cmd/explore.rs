@@ -60,10 +60,10 @@ pub struct ExploreArgs {
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     count: Option<u32>,
     /// What to run in each, by sh; DEN_FORK is 1, 2, …
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     run: String,
     /// What tells how good it is, by sh [default: the exit code of --run]
-    #[arg(long, value_name = "CMD")]
+    #[arg(long, value_name = "CMD", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     score: Option<String>,
     /// The lowest score is best
     #[arg(long)]

@@ -70,6 +70,26 @@ fn streams_are_separate_and_binary() {
 }
 
 #[test]
+fn a_short_step_with_a_patient_caller_is_told_of_once() {
+    let inside = Inside::start();
+    let short = |step| Exec { patience_ms: Some(u64::MAX), ..sh(step, "echo out") };
+    let mut stream = inside.begin(short(1));
+    assert!(matches!(reply(&mut stream), Reply::Started { .. }));
+    // No word of its output between: the caller is not woken for that.
+    match reply(&mut stream) {
+        Reply::Ended { end, output_bytes, .. } => assert_eq!((end, output_bytes), (End::Exited { code: 0 }, 4)),
+        other => panic!("{other:?}"),
+    }
+    // One that takes longer is told of while it runs, however patient the caller is.
+    let mut stream = inside.begin(Exec { patience_ms: Some(u64::MAX), ..sh(2, "echo out; exec sleep 1000") });
+    assert!(matches!(reply(&mut stream), Reply::Started { .. }));
+    assert!(matches!(reply(&mut stream), Reply::Progress { output_bytes: 4, .. }));
+    let signal = Request::Signal { step: 2, signal: 9, scope: SignalScope::Group };
+    assert!(matches!(inside.ask(&signal), Reply::Done));
+    assert_eq!(ended(&mut stream), End::Signaled { signal: 9 });
+}
+
+#[test]
 fn a_step_has_a_clean_environment() {
     let inside = Inside::start();
     let ran = inside.run(Exec {

@@ -12,11 +12,11 @@ use std::{os::fd::AsFd, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use den_api::{ExecRequest, Page, PtySize, SignalRequest, StepView};
 use den_machine::{LinkError, Machine, StepEvent, StepEvents, StepInput, StepLink};
-use den_model::{ComputerName, Step, StepEnd, StepKind};
+use den_model::{ComputerName, Micros, Step, StepEnd, StepKind};
 use den_store::{Durability, Order};
 use den_sys::failpoint;
 use den_wire::{
-    agent::{End, Exec, FailureKind, Pty, SignalScope},
+    agent::{self, Exec, FailureKind, Pty, SignalScope},
     log::{EndRecord, KEEP_BYTES_MIN},
 };
 use minicbor::bytes::ByteVec;
@@ -27,8 +27,8 @@ use crate::{
     control::{Control, Inner, now, page_limit},
     errors::{chain, too_long, too_many},
     handle::{Handle, Reply},
-    limits::{COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT},
-    log::{end_of, first_words},
+    limits::{COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT, START_PATIENCE_MS},
+    log::{LastRecord, end_of, first_words},
     output::{Follow, OutputReader, OutputStream, Progress, Reading},
     parse_signal, spec,
     steps::{Live, finish},
@@ -185,6 +185,7 @@ impl Control {
     pub async fn attach(&self, computer: &str, number: u64) -> Result<Input, Error> {
         let handle = self.0.registry.find(computer)?;
         let link = match self.find_step(&handle, number).await? {
+            Found::Running(live) if live.has_ended() => None,
             Found::Running(_) => match join(&handle, &handle.admit()?, number).await {
                 Ok(link) => Some(link),
                 Err(error) if error.code == "step_ended" => None,
@@ -232,6 +233,7 @@ impl Control {
     ) -> Result<Page<StepView>, Error> {
         let handle = self.0.registry.find(computer)?;
         let limit = page_limit(limit)?;
+        handle.steps.recorded().await;
         let rows = self.0.store.steps(handle.id, after, limit, order).await?;
         let full = rows.len() == limit;
         let items: Vec<_> = rows
@@ -248,11 +250,11 @@ impl Control {
     async fn running_step(&self, computer: &str, number: u64) -> Result<(Arc<Handle>, Machine), Error> {
         let handle = self.0.registry.find(computer)?;
         match self.find_step(&handle, number).await? {
-            Found::Running(_) => {
+            Found::Running(live) if !live.has_ended() => {
                 let machine = handle.admit()?;
                 Ok((handle, machine))
             }
-            Found::Ended(_) => Err(Error::step_ended(handle.name(), number)),
+            Found::Running(_) | Found::Ended(_) => Err(Error::step_ended(handle.name(), number)),
         }
     }
 
@@ -284,7 +286,7 @@ fn reader_turn(handle: &Handle) -> Result<tokio::sync::OwnedSemaphorePermit, Err
 
 impl Plan {
     fn check(inner: &Inner, handle: &Handle, request: ExecRequest, who: &Who) -> Result<Self, Error> {
-        let ExecRequest { argv, cwd, env, user, stdin, stream_stdin, pty, timeout_ms, detach: _, keep_bytes } = request;
+        let ExecRequest { argv, cwd, env, user, stdin, stream_stdin, pty, timeout_ms, detach, keep_bytes } = request;
         if argv.first().is_none_or(String::is_empty) {
             let what = if argv.is_empty() { "no command is given" } else { "the command is an empty word" };
             return Err(Error::bad_request(format!("`argv`: {what}"))
@@ -314,6 +316,8 @@ impl Plan {
         let cwd = cwd.or_else(|| base.cwd.clone());
         let user = user.or_else(|| base.user.clone());
         let own = env.into_iter().map(|(key, value)| ByteVec::from(format!("{key}={value}").into_bytes()));
+        // Who waits for the end, and can do nothing before it, is told of a short command once.
+        let waits = !(detach || stream_stdin || pty.is_some());
         let exec = Exec {
             step: 0,
             argv: argv.iter().map(|text| ByteVec::from(text.clone().into_bytes())).collect(),
@@ -324,6 +328,7 @@ impl Plan {
             pty,
             timeout_ms,
             keep_bytes,
+            patience_ms: waits.then_some(START_PATIENCE_MS),
         };
         let (pty, who) = (exec.pty.is_some(), who.0.clone());
         Ok(Self { kind: StepKind::Exec, argv, cwd, user, pty, who, exec, stdin })
@@ -357,10 +362,18 @@ pub(crate) fn start_entrypoint(inner: &Arc<Inner>, handle: &Arc<Handle>, machine
 
 /// The task of one step.
 async fn run(inner: Arc<Inner>, handle: Arc<Handle>, machine: Machine, plan: Plan, reply: Reply<Started>) {
+    let has_input = plan.exec.stdin || plan.exec.pty.is_some();
     match begin(&inner, &handle, &machine, plan).await {
         Ok((live, StepLink { events, input }, stdin)) => {
             failpoint::hit("exec.sent");
-            let mut input = Some(input);
+            let mut input = match has_input {
+                true => Some(input),
+                // Nothing goes that way, and to say so would wake the agent.
+                false => {
+                    input.leave();
+                    None
+                }
+            };
             if let Some(bytes) = stdin
                 && let Some(mut input) = input.take()
             {
@@ -477,35 +490,38 @@ async fn attach_again(machine: &Machine, number: u64) -> Option<StepLink> {
 
 /// Ends a step that nobody can tell of any more, by what its log says.
 pub(crate) async fn end_from_log(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live) {
-    let output_bytes = live.progress.borrow().output_bytes;
-    let (end, output_bytes) = match &live.log {
-        Some(log) => end_by_log(log, output_bytes),
-        None => (StepEnd::Lost, output_bytes),
-    };
+    let known_bytes = live.progress.borrow().output_bytes;
+    let said = live.log.as_deref().and_then(|log| end_by_log(log, live.step.started_at));
+    let (end, output_bytes) = said.map_or((StepEnd::Lost, known_bytes), |said| (said.end, said.output_bytes));
     finish(inner, handle, live, end, output_bytes).await;
 }
 
-/// How the log says that its step ended, with the bytes of its output; else it is lost.
-pub(crate) fn end_by_log(log: &std::fs::File, known_bytes: u64) -> (StepEnd, u64) {
-    match end_of(log) {
-        Ok(Some((end, output_bytes))) => {
-            let end = match end {
-                EndRecord::Exited(code) => StepEnd::Exited { code },
-                EndRecord::Signaled(signal) => StepEnd::Signaled { signal },
-                EndRecord::TimedOut => StepEnd::TimedOut,
-                EndRecord::NotStarted(code) => StepEnd::NotStarted { code, message: first_words(log) },
-            };
-            (end, output_bytes)
-        }
-        Ok(None) | Err(_) => (StepEnd::Lost, known_bytes),
-    }
+/// The end of a step.
+pub(crate) struct End {
+    pub end: StepEnd,
+    pub output_bytes: u64,
+    pub at: Micros,
 }
 
-fn step_end(end: End) -> StepEnd {
+/// How the log says that its step ended, which began at `began`; `None` where it does not. Read again, it is the
+/// same.
+pub(crate) fn end_by_log(log: &std::fs::File, began: Micros) -> Option<End> {
+    let LastRecord { end, output_bytes, time } = end_of(log).ok()??;
+    let end = match end {
+        EndRecord::Exited(code) => StepEnd::Exited { code },
+        EndRecord::Signaled(signal) => StepEnd::Signaled { signal },
+        EndRecord::TimedOut => StepEnd::TimedOut,
+        EndRecord::NotStarted(code) => StepEnd::NotStarted { code, message: first_words(log) },
+    };
+    // It was written inside, where a clock may say anything.
+    Some(End { end, output_bytes, at: time.min(now()).max(began) })
+}
+
+fn step_end(end: agent::End) -> StepEnd {
     match end {
-        End::Exited { code } => StepEnd::Exited { code },
-        End::Signaled { signal } => StepEnd::Signaled { signal },
-        End::TimedOut => StepEnd::TimedOut,
-        End::NotStarted { code, message } => StepEnd::NotStarted { code, message },
+        agent::End::Exited { code } => StepEnd::Exited { code },
+        agent::End::Signaled { signal } => StepEnd::Signaled { signal },
+        agent::End::TimedOut => StepEnd::TimedOut,
+        agent::End::NotStarted { code, message } => StepEnd::NotStarted { code, message },
     }
 }

@@ -30,6 +30,9 @@ pub const GRACE_DEFAULT: Duration = Duration::from_secs(5);
 pub const GRACE_MAX: Duration = Duration::from_secs(600);
 /// What an agent is given beyond the grace, to end itself.
 pub const STOP_MARGIN: Duration = Duration::from_secs(2);
+/// How long the agent may keep back that a command has started, in milliseconds: one that ends sooner is told of
+/// once, and wakes the daemon once.
+pub const START_PATIENCE_MS: u64 = 3;
 /// How long the steps of a computer that is gone are given to be recorded as ended.
 pub const STEPS_END_WAIT: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for the launcher to unmake what is left of removed computers.

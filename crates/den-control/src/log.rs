@@ -396,8 +396,19 @@ impl Gathered {
     }
 }
 
-/// How a complete log says that its step ended, and the bytes of output it had.
-pub(crate) fn end_of(file: &File) -> io::Result<Option<(EndRecord, u64)>> {
+/// The last record of a complete log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LastRecord {
+    /// How its step ended.
+    pub end: EndRecord,
+    /// The bytes of output it had.
+    pub output_bytes: u64,
+    /// When, in microseconds since the epoch.
+    pub time: i64,
+}
+
+/// How a complete log says that its step ended.
+pub(crate) fn end_of(file: &File) -> io::Result<Option<LastRecord>> {
     let length = file.metadata()?.len();
     let mut bytes = [0; RECORD_HEAD_BYTES + END_BYTES];
     let Some(place) = length.checked_sub(bytes.len() as u64) else { return Ok(None) };
@@ -405,7 +416,7 @@ pub(crate) fn end_of(file: &File) -> io::Result<Option<(EndRecord, u64)>> {
     let head = bytes.first_chunk().and_then(RecordHead::parse);
     let head = head.filter(|head| head.stream == Stream::End && head.length as usize == END_BYTES);
     let end = bytes.last_chunk().and_then(EndRecord::parse);
-    Ok(head.zip(end).map(|(head, end)| (end, head.offset)))
+    Ok(head.zip(end).map(|(head, end)| LastRecord { end, output_bytes: head.offset, time: head.time }))
 }
 
 /// The words at the beginning of a log, for a step that was not started.

@@ -68,7 +68,7 @@ pub enum Follow {
 pub(crate) struct Progress {
     pub log_bytes: u64,
     pub output_bytes: u64,
-    /// The row once it has ended; it is recorded before this is set.
+    /// The row once it has ended: what is recorded, or will be and lies in the log.
     pub end: Option<Arc<Step>>,
 }
 
@@ -131,7 +131,9 @@ impl OutputReader {
                 let progress = self.progress.borrow_and_update();
                 (progress.log_bytes, progress.end.clone())
             };
-            if let Some(cursor) = &mut self.cursor {
+            // One that printed nothing has nothing to be read.
+            let silent = end.as_ref().is_some_and(|step| step.output_bytes == 0);
+            if let Some(cursor) = self.cursor.as_mut().filter(|_| !silent) {
                 let growth = if end.is_some() { Growth::Final } else { Growth::Growing };
                 let result = match growth {
                     Growth::Growing => cursor.fill(log_bytes, growth, &mut self.pieces).await,

@@ -18,7 +18,7 @@ use crate::{
     Error,
     control::{Inner, blocking, now},
     errors::chain,
-    exec::{end_by_log, end_from_log, follow},
+    exec::{End, end_by_log, end_from_log, follow},
     handle::{Handle, Known, Status},
     history,
     limits::RECOVERY_WAIT,
@@ -272,11 +272,13 @@ async fn end_steps(inner: &Inner, handle: &Handle, steps: Vec<Step>) -> Result<(
         if step.kind == StepKind::Restore && end_restore(inner, handle, step.number).await? {
             continue;
         }
-        let (end, output_bytes) = match handle.steps.logs.open(step.number) {
-            Ok(Some(log)) if step.kind.has_log() => end_by_log(&log, step.output_bytes),
-            _ => (StepEnd::Lost, step.output_bytes),
+        let said = match handle.steps.logs.open(step.number) {
+            Ok(Some(log)) if step.kind.has_log() => end_by_log(&log, step.started_at),
+            _ => None,
         };
-        inner.store.end_step(handle.id, step.number, now(), &end, output_bytes, Durability::Process).await?;
+        let lost = || End { end: StepEnd::Lost, output_bytes: step.output_bytes, at: now() };
+        let End { end, output_bytes, at } = said.unwrap_or_else(lost);
+        inner.store.end_step(handle.id, step.number, at, &end, output_bytes, Durability::Process).await?;
     }
     Ok(())
 }

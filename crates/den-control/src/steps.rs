@@ -1,9 +1,17 @@
 //! The steps of one computer: their numbers, those that run, and what their logs take.
 //!
+//! ```text
+//! ended ─► the log says the same? ─yes─► told ─► the state after it is kept ─► recorded ─► no more among those that run
+//!                └─no─► recorded ─► told ─► …
+//! ```
+//!
 //! Invariants:
 //! - A step is among the running ones before its row is written and until its end is recorded, so
 //!   that whoever finds it in neither place knows that there is none.
-//! - Its end is recorded before anyone is told.
+//! - What anyone is told of its end is what recovery would say: it lies in the log, which outlives this
+//!   process as the row does, or it is recorded already.
+//! - Who reads rows waits for the ends that were told before ([`Steps::recorded`]), so that all see one truth.
+//! - The next step waits for the state after this one from before anyone is told.
 
 use std::{
     collections::HashMap,
@@ -23,9 +31,10 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     control::{Inner, now},
     errors::{Error, chain, too_many},
+    exec::{End, end_by_log},
     handle::Handle,
     history,
-    limits::{READERS_MAX, STEPS_KEPT_MAX, STEPS_PRUNE_EVERY, STEPS_RUNNING_MAX},
+    limits::{READERS_MAX, STEPS_END_WAIT, STEPS_KEPT_MAX, STEPS_PRUNE_EVERY, STEPS_RUNNING_MAX},
     logs::Logs,
     output::Progress,
 };
@@ -35,6 +44,8 @@ pub(crate) struct Steps {
     running: Mutex<HashMap<u64, Arc<Live>>>,
     /// Counts those that run, for who waits until none does.
     count: watch::Sender<usize>,
+    /// Counts those whose end was told and is not recorded yet.
+    told: watch::Sender<usize>,
     pub readers: Arc<Semaphore>,
     pub logs: Logs,
 }
@@ -54,6 +65,11 @@ impl Live {
         Arc::new(Self { step, log, progress })
     }
 
+    /// Whether its end was told.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.progress.borrow().end.is_some()
+    }
+
     /// The step as it is now.
     pub(crate) fn present(&self) -> Step {
         let progress = self.progress.borrow();
@@ -70,6 +86,7 @@ impl Steps {
             last: AtomicU64::new(last),
             running: Mutex::default(),
             count: watch::channel(0).0,
+            told: watch::channel(0).0,
             readers: Arc::new(Semaphore::new(READERS_MAX)),
             logs: Logs::new(dir),
         }
@@ -114,6 +131,15 @@ impl Steps {
         self.count.send_replace(running.len());
     }
 
+    /// Waits until the rows say what was told before.
+    pub(crate) async fn recorded(&self) {
+        if *self.told.borrow() == 0 {
+            return;
+        }
+        let mut told = self.told.subscribe();
+        let _ = tokio::time::timeout(STEPS_END_WAIT, told.wait_for(|&told| told == 0)).await;
+    }
+
     /// Waits until no step runs, or for `limit`.
     pub(crate) async fn all_ended(&self, limit: Duration) {
         let mut count = self.count.subscribe();
@@ -121,28 +147,36 @@ impl Steps {
     }
 }
 
-/// Records the end of a step, then tells it to all who wait.
+/// Tells the end of a step to all who wait, and records it: in this order where its log says the same.
 pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live, end: StepEnd, output_bytes: u64) {
-    let ended_at: Micros = now();
-    let number = live.step.number;
-    let recorded = inner.store.end_step(handle.id, number, ended_at, &end, output_bytes, Durability::Process).await;
-    match recorded {
-        // The computer is being removed, and its rows are gone already.
-        Ok(()) | Err(StoreError::NoSuchStep { .. } | StoreError::NoSuchComputer { .. }) => {}
-        Err(error) => {
-            let error = chain(&error);
-            tracing::error!(computer = %handle.id, step = number, error, "the end of a step is not recorded");
-        }
+    let (number, steps) = (live.step.number, &handle.steps);
+    let in_log = live.log.as_deref().and_then(|log| end_by_log(log, live.step.started_at));
+    let in_log = in_log.filter(|said| said.end == end && said.output_bytes == output_bytes);
+    let first = in_log.is_none();
+    let End { end, output_bytes, at } = in_log.unwrap_or(End { end, output_bytes, at: now() });
+    let ended = Step { ended_at: Some(at), end: Some(end.clone()), output_bytes, ..live.step.clone() };
+    if first {
+        record(inner, handle, number, at, &end, output_bytes).await;
     }
-    den_sys::failpoint::hit("exec.ended");
     // Before anyone is told, so that the next step waits for it.
     history::ended(inner, handle, number);
-    let ended = Step { ended_at: Some(ended_at), end: Some(end), output_bytes, ..live.step.clone() };
+    if !first {
+        steps.told.send_modify(|told| *told += 1);
+    }
     live.progress.send_modify(|progress| {
         progress.output_bytes = output_bytes;
         progress.end = Some(Arc::new(ended));
     });
-    handle.steps.forget(number);
+    if !first {
+        // Who waits for the end goes first.
+        tokio::task::yield_now().await;
+        den_sys::failpoint::hit("exec.told");
+        record(inner, handle, number, at, &end, output_bytes).await;
+    }
+    steps.forget(number);
+    if !first {
+        steps.told.send_modify(|told| *told -= 1);
+    }
     history::keep(inner, handle);
     if let Some(log) = &live.log {
         handle.steps.logs.ended(inner, handle, number, log);
@@ -155,4 +189,16 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
             tracing::warn!(computer = %handle.id, error = %error, "old steps are not forgotten");
         }
     }
+}
+
+async fn record(inner: &Inner, handle: &Handle, number: u64, at: Micros, end: &StepEnd, output_bytes: u64) {
+    match inner.store.end_step(handle.id, number, at, end, output_bytes, Durability::Process).await {
+        // The computer is being removed, and its rows are gone already.
+        Ok(()) | Err(StoreError::NoSuchStep { .. } | StoreError::NoSuchComputer { .. }) => {}
+        Err(error) => {
+            let error = chain(&error);
+            tracing::error!(computer = %handle.id, step = number, error, "the end of a step is not recorded");
+        }
+    }
+    den_sys::failpoint::hit("exec.ended");
 }

@@ -1,7 +1,7 @@
 //! Talking to the agent: one connection an operation. The exchange of each is in
 //! `den_wire::agent`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub use self::apply::ApplyContent;
 
 mod apply;
+
+/// Nothing was done, for it would have to wait.
+const AGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
 
 /// How long to wait, in milliseconds, each time that the agent has no place for a connection: 5 s in all.
 const QUEUE_PAUSES: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1500, 1500];
@@ -131,25 +134,36 @@ impl Link {
         Self { path: std::sync::Arc::new(path) }
     }
 
-    async fn connect(&self) -> Result<UnixStream, LinkError> {
+    async fn connect(&self) -> Result<OwnedFd, LinkError> {
         let mut pauses = QUEUE_PAUSES.iter();
         loop {
-            match UnixStream::connect(&*self.path).await {
-                Ok(stream) => return Ok(stream),
+            match socket::connect_stream(&self.path) {
+                Ok(socket) => return Ok(socket),
                 // connect(2) on a unix socket that does not wait: the listener's queue is full.
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => match pauses.next() {
+                Err(error) if error.errno == AGAIN => match pauses.next() {
                     Some(&pause) => tokio::time::sleep(Duration::from_millis(pause)).await,
-                    None => return Err(LinkError::Connect { path: self.path.to_path_buf(), source: error }),
+                    None => return Err(LinkError::Connect { path: self.path.to_path_buf(), source: error.to_io() }),
                 },
-                Err(source) => return Err(LinkError::Connect { path: self.path.to_path_buf(), source }),
+                Err(error) => {
+                    return Err(LinkError::Connect { path: self.path.to_path_buf(), source: error.to_io() });
+                }
             }
         }
     }
 
+    /// Connects and sends a request, with a descriptor beside it. Both are done before the runtime is told of the
+    /// socket: neither waits as a rule, and the agent finds the request when it wakes.
+    async fn ask(&self, request: &Request, beside: Option<BorrowedFd<'_>>) -> Result<UnixStream, LinkError> {
+        let socket = self.connect().await?;
+        let bytes = message_bytes(request);
+        let sent = socket::send(&socket, &bytes, beside.as_slice()).map_err(|error| error.to_io())?;
+        let mut stream = UnixStream::from_std(socket.into())?;
+        stream.write_all(&bytes[sent..]).await?;
+        Ok(stream)
+    }
+
     async fn open(&self, request: &Request) -> Result<Halves, LinkError> {
-        let mut stream = self.connect().await?;
-        write_message(&mut stream, request).await?;
-        let (read, write) = stream.into_split();
+        let (read, write) = self.ask(request, None).await?.into_split();
         Ok((BufReader::new(read), write))
     }
 
@@ -170,25 +184,12 @@ impl Link {
     /// Runs a command whose output goes to `log`. Returns once it runs, or could not be started: then
     /// the first event is its end.
     pub async fn exec(&self, exec: &Exec, log: BorrowedFd<'_>) -> Result<StepLink, LinkError> {
-        let mut stream = self.connect().await?;
-        let bytes = message_bytes(&Request::Exec(exec.clone()));
-        let sent = loop {
-            stream.writable().await?;
-            match socket::send(stream.as_fd(), &bytes, &[log]) {
-                Ok(sent) => break sent,
-                Err(error) if error.errno == rustix::io::Errno::AGAIN.raw_os_error() => tokio::task::yield_now().await,
-                Err(error) => return Err(error.to_io().into()),
-            }
-        };
-        stream.write_all(&bytes[sent..]).await?;
-        started(stream).await
+        started(self.ask(&Request::Exec(exec.clone()), Some(log)).await?).await
     }
 
     /// Joins a running step.
     pub async fn attach(&self, step: u64) -> Result<StepLink, LinkError> {
-        let mut stream = self.connect().await?;
-        write_message(&mut stream, &Request::Attach { step }).await?;
-        started(stream).await
+        started(self.ask(&Request::Attach { step }, None).await?).await
     }
 
     /// Sends a signal to a running step.
@@ -290,9 +291,8 @@ impl Link {
             let subject = format!("{} changes at once; at most {APPLY_OPS_MAX}", ops.len());
             return Err(LinkError::Failed(Failure { kind: FailureKind::BadRequest, subject, errno: None }));
         }
-        let stream = self.connect().await?;
+        let stream = std::os::unix::net::UnixStream::from(self.connect().await?);
         let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(&stream, SINK_BUFFER_BYTES);
-        let stream = stream.into_std()?;
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(APPLY_TAKE_MAX))?;
         stream.set_read_timeout(Some(APPLY_DONE_MAX))?;
@@ -317,8 +317,7 @@ impl Link {
     /// Connects to a TCP port inside. What follows on the stream is the connection's own bytes; how ends
     /// and resets travel is said at [`Request::Dial`].
     pub async fn dial(&self, port: u16) -> Result<UnixStream, LinkError> {
-        let mut stream = self.connect().await?;
-        write_message(&mut stream, &Request::Dial { port }).await?;
+        let mut stream = self.ask(&Request::Dial { port }, None).await?;
         // Unbuffered: bytes after the answer belong to the connection.
         match read_reply(&mut stream).await? {
             Reply::Done => Ok(stream),
@@ -360,6 +359,11 @@ impl StepEvents {
 }
 
 impl StepInput {
+    /// Lets go of it without a word; the step's standard input stays as it is.
+    pub fn leave(self) {
+        self.0.forget();
+    }
+
     /// Sends bytes to its standard input; waits while the command does not read.
     pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
         for chunk in bytes.chunks(DATA_CHUNK_BYTES) {

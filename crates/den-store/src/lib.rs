@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! callers ──submit──► queue ──► writer thread ── BEGIN · op · op · op · COMMIT ──► answers Process
-//!    ▲                           one connection              │ (WAL written)
-//!    │                                                       ▼
+//!    ▲    └─ nobody else writes: in place ──────┘ one connection    │ (WAL written)
+//!    │                                                              ▼
 //!    ├──────────────── answers Power ◄── sync thread: one fdatasync of the WAL for all who wait
 //!    │
 //!    └── reads: a few read-only connections        checkpoint thread: WAL ──► den.db
@@ -124,7 +124,7 @@ impl Store {
         .and_then(|found| if found == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path, found }) })
     }
 
-    /// Queues `work` for the writer; it is one unit even in a batch.
+    /// Writes `work` in place, or queues it for the writer; it is one unit even in a batch.
     fn write<T, F>(&self, op: Op, durability: Durability, parts: Parts, work: F) -> Pending<T>
     where
         T: Send + 'static,
@@ -164,7 +164,7 @@ enum Parts {
     Several,
 }
 
-/// The answer to a write that is queued already, whether this is awaited or not.
+/// The answer to a write that is done or queued already, whether this is awaited or not.
 ///
 /// Dropping it does not undo the write. Where the queue was full (more than [`QUEUE_MAX`] waiting),
 /// the write is queued when this is first polled, and only then has its place in the order.

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread::JoinHandle,
@@ -37,6 +38,8 @@ pub(crate) struct Syncer {
 pub(crate) struct Handle {
     waiters: Sender<Vec<Box<dyn Job>>>,
     checkpoint: SyncSender<()>,
+    /// Flushes and copies that are asked for and not done.
+    busy: Arc<AtomicUsize>,
     pub(crate) path: Arc<Path>,
 }
 
@@ -54,12 +57,14 @@ impl Syncer {
         let (waiters, inbox) = mpsc::channel();
         // One order to copy waiting is as good as many.
         let (checkpoint, orders) = mpsc::sync_channel(1);
-        let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox));
-        let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders));
+        let busy = Arc::new(AtomicUsize::new(0));
+        let (syncing, copying) = (Arc::clone(&busy), Arc::clone(&busy));
+        let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox, &syncing));
+        let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders, &copying));
         let (sync, copy) = (sync, copy);
         let threads = [sync, copy].into_iter().collect::<Result<_, _>>();
         let threads = threads.map_err(|source| failed("start a thread for", path, source))?;
-        Ok(Self { handle: Some(Handle { waiters, checkpoint, path: path.into() }), threads })
+        Ok(Self { handle: Some(Handle { waiters, checkpoint, busy, path: path.into() }), threads })
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -79,14 +84,24 @@ impl Drop for Syncer {
 impl Handle {
     /// Answers `jobs` once what they wrote is on the disk.
     pub(crate) fn sync(&self, jobs: Vec<Box<dyn Job>>) {
+        self.busy.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::SendError(jobs)) = self.waiters.send(jobs) {
+            self.busy.fetch_sub(1, Ordering::Relaxed);
             jobs.into_iter().for_each(|job| job.answer(Some(StoreError::Closed)));
         }
     }
 
     /// Has the WAL copied soon.
     pub(crate) fn checkpoint(&self) {
-        let _ = self.checkpoint.try_send(()); // Full: an order waits already.
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        if self.checkpoint.try_send(()).is_err() {
+            self.busy.fetch_sub(1, Ordering::Relaxed); // Full: an order waits already.
+        }
+    }
+
+    /// Whether the WAL is being flushed or copied: a write to it may wait for that.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -102,26 +117,29 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// One flush answers all who were waiting when it began.
-fn run_syncs(wal: &File, path: &Path, inbox: &Receiver<Vec<Box<dyn Job>>>) {
+fn run_syncs(wal: &File, path: &Path, inbox: &Receiver<Vec<Box<dyn Job>>>, busy: &AtomicUsize) {
     let mut lost: Option<StoreError> = None;
     while let Ok(mut jobs) = inbox.recv() {
-        jobs.extend(inbox.try_iter().flatten());
+        let mut orders = 1;
+        jobs.extend(inbox.try_iter().inspect(|_| orders += 1).flatten());
         if lost.is_none()
             && let Err(source) = wal.sync_data()
         {
             tracing::error!(%source, path = %path.display(), "the disk lost what was written; no write is confirmed any more");
             lost = Some(StoreError::NotSynced { path: path.to_owned(), source: Arc::new(source) });
         }
+        busy.fetch_sub(orders, Ordering::Relaxed);
         jobs.into_iter().for_each(|job| job.answer(lost.clone()));
     }
 }
 
 /// Passive copies only: they wait for no reader and hold up no writer.
-fn run_checkpoints(connection: &Connection, orders: &Receiver<()>) {
+fn run_checkpoints(connection: &Connection, orders: &Receiver<()>, busy: &AtomicUsize) {
     while orders.recv().is_ok() {
         if let Err(error) = checkpoint(connection) {
             tracing::warn!(%error, "the write-ahead log could not be copied; it will be tried again");
         }
+        busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,12 +1,29 @@
-//! The thread that owns the one connection that writes.
+//! The one connection that writes, and who may use it.
 //!
 //! ```text
-//! queue ─► take what waits, at most BATCH_MAX ─► BEGIN IMMEDIATE ─► ops ─► COMMIT ─► answers
+//! op ─► nobody writes, nothing waits, nothing is flushed? ─yes─► on the calling thread: BEGIN · op · COMMIT ─► answer
+//!         └─no─► queue ─► thread: take what waits, at most BATCH_MAX ─► BEGIN · ops · COMMIT ─► answers
 //! ```
 //!
-//! An op that fails undoes itself and no other. A commit that fails fails all of its batch.
+//! An op is tens of microseconds; waking a thread for it and being woken by it costs as much again, and
+//! many times that where idle processors are slow to wake. So an op that meets no other is done in place.
+//!
+//! Invariants:
+//! - An op that fails undoes itself and no other. A commit that fails fails all of its batch.
+//! - Ops are written in the order in which they were submitted: in place only while none waits.
+//! - The caller is not held up by others: in place only where the lock is free at once, no flush or copy of the
+//!   WAL is under way, and the last write in place was not slow.
 
-use std::{cell::Cell, future::Future, pin::Pin, sync::Arc, thread::JoinHandle};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI32, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use rusqlite::Connection;
 use tokio::sync::{
@@ -23,10 +40,11 @@ use crate::{
 /// Most ops in one transaction: bounds how long the first waits for the last.
 const BATCH_MAX: usize = 256;
 
-thread_local! {
-    /// Pages in the WAL after the last commit of this thread.
-    static WAL_PAGES: Cell<i32> = const { Cell::new(0) };
-}
+/// A write in place that took longer says that the disk is slow now.
+const SLOW: Duration = Duration::from_millis(2);
+
+/// After a slow write in place only the thread writes, for so long.
+const SLOW_PAUSE: Duration = Duration::from_secs(1);
 
 /// An op waiting for a full queue to have room; keeps the store open until then.
 pub(crate) type Queueing = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -94,47 +112,81 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T, Inside> + Send> Job for Write<
     }
 }
 
-/// The queue's entrance and the thread behind it.
+/// The queue's entrance, the thread behind it, and the connection that both write with.
 pub(crate) struct Writer {
     queue: Option<Sender<Box<dyn Job>>>,
     thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pen: Mutex<Pen>,
+    /// Ops that were queued and are not written yet.
+    queued: AtomicUsize,
+}
+
+/// What one writer at a time holds.
+struct Pen {
+    connection: Connection,
+    handle: Handle,
+    /// Pages in the WAL after the last commit.
+    pages: Arc<AtomicI32>,
+    /// Each copy syncs the disk twice, so they are asked for by pages written, not by commits.
+    next_copy: i32,
+    /// Until when nothing is written in place.
+    slow_until: Option<Instant>,
 }
 
 impl Writer {
     pub(crate) fn start(mut connection: Connection, handle: Handle) -> Result<Self, StoreError> {
         let path = Arc::clone(&handle.path);
         let failed = |error| Inside::Sqlite(error).during(Op::Open, &path);
+        let pages = Arc::new(AtomicI32::new(0));
+        let counted = Arc::clone(&pages);
         connection
-            .wal_hook(Some(|_: &mut rusqlite::hooks::Wal, pages| {
-                WAL_PAGES.set(pages);
+            .wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages| {
+                counted.store(pages, Ordering::Relaxed);
                 Ok(())
             }))
             .map_err(failed)?;
+        let pen = Pen { connection, handle, pages, next_copy: CHECKPOINT_PAGES, slow_until: None };
+        let shared = Arc::new(Shared { pen: Mutex::new(pen), queued: AtomicUsize::new(0) });
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
-        let thread = sync::spawn("den-store-write", move || run(&connection, inbox, &handle));
+        let own = Arc::clone(&shared);
+        let thread = sync::spawn("den-store-write", move || run(&own, inbox));
         let thread = thread.map_err(|source| StoreError::File {
             doing: "start a thread for",
             path: path.to_path_buf(),
             source: Arc::new(source),
         })?;
-        Ok(Self { queue: Some(queue), thread: Some(thread) })
+        Ok(Self { queue: Some(queue), thread: Some(thread), shared })
     }
 
-    /// Queues the op; where there is no room, returns what will.
+    /// Does the op in place, or queues it; where there is no room, returns what will.
     pub(crate) fn submit(&self, store: &Arc<Inner>, job: Box<dyn Job>) -> Option<Queueing> {
+        let job = self.shared.in_place(job)?;
         let queue = self.queue.as_ref().expect("there until dropped");
+        self.shared.queued.fetch_add(1, Ordering::SeqCst);
         match queue.try_send(job) {
             Ok(()) => None,
             Err(TrySendError::Closed(job)) => {
+                self.shared.queued.fetch_sub(1, Ordering::SeqCst);
                 job.answer(Some(StoreError::Closed));
                 None
             }
             Err(TrySendError::Full(job)) => {
+                // Its place in the order is what it has once it is polled.
+                self.shared.queued.fetch_sub(1, Ordering::SeqCst);
                 let store = Arc::clone(store);
                 Some(Box::pin(async move {
-                    let queue = store.writer.queue.as_ref().expect("there until dropped");
-                    if let Err(mpsc::error::SendError(job)) = queue.send(job).await {
-                        job.answer(Some(StoreError::Closed));
+                    let writer = &store.writer;
+                    let queue = writer.queue.as_ref().expect("there until dropped");
+                    match queue.reserve().await {
+                        Ok(place) => {
+                            writer.shared.queued.fetch_add(1, Ordering::SeqCst);
+                            place.send(job);
+                        }
+                        Err(_) => job.answer(Some(StoreError::Closed)),
                     }
                 }))
             }
@@ -152,12 +204,36 @@ impl Drop for Writer {
     }
 }
 
-fn run(connection: &Connection, mut inbox: Receiver<Box<dyn Job>>, handle: &Handle) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    // Each copy syncs the disk twice, so they are asked for by pages written, not by commits.
-    let mut next_copy = CHECKPOINT_PAGES;
-    while inbox.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
-        let failure = write_batch(connection, &mut batch, handle).err();
+impl Shared {
+    /// Writes the op on the calling thread; gives it back where that would wait or overtake.
+    fn in_place(&self, job: Box<dyn Job>) -> Option<Box<dyn Job>> {
+        let Ok(mut pen) = self.pen.try_lock() else { return Some(job) };
+        // Whatever was submitted before this op is counted here until it is written.
+        if self.queued.load(Ordering::SeqCst) > 0 || !pen.is_quick() {
+            return Some(job);
+        }
+        let began = Instant::now();
+        pen.write(&mut vec![job]);
+        if began.elapsed() > SLOW {
+            pen.slow_until = Some(began + SLOW_PAUSE);
+        }
+        None
+    }
+}
+
+impl Pen {
+    /// Whether a write is likely to be over at once.
+    fn is_quick(&mut self) -> bool {
+        if self.slow_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        self.slow_until = None;
+        !self.handle.is_busy() && self.pages.load(Ordering::Relaxed) < CHECKPOINT_PAGES_FORCED
+    }
+
+    /// Writes and answers a batch, and has the WAL copied when it is time.
+    fn write(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        let failure = write_batch(&self.connection, batch, &self.handle).err();
         let mut waiting = Vec::new();
         for job in batch.drain(..) {
             match job.durability() {
@@ -166,20 +242,34 @@ fn run(connection: &Connection, mut inbox: Receiver<Box<dyn Job>>, handle: &Hand
             }
         }
         if !waiting.is_empty() {
-            handle.sync(waiting);
+            self.handle.sync(waiting);
         }
-        let pages = WAL_PAGES.get();
-        if pages < next_copy - CHECKPOINT_PAGES {
-            next_copy = CHECKPOINT_PAGES; // The WAL has begun anew.
+        let pages = self.pages.load(Ordering::Relaxed);
+        if pages < self.next_copy - CHECKPOINT_PAGES {
+            self.next_copy = CHECKPOINT_PAGES; // The WAL has begun anew.
         }
-        if pages >= next_copy {
-            next_copy = pages + CHECKPOINT_PAGES;
+        if pages >= self.next_copy {
+            self.next_copy = pages + CHECKPOINT_PAGES;
             if pages < CHECKPOINT_PAGES_FORCED {
-                handle.checkpoint();
-            } else if let Err(error) = sync::checkpoint(connection) {
+                self.handle.checkpoint();
+            } else if let Err(error) = sync::checkpoint(&self.connection) {
                 tracing::warn!(%error, "the write-ahead log is long and could not be copied");
             }
         }
+    }
+}
+
+fn run(shared: &Shared, mut inbox: Receiver<Box<dyn Job>>) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        let count = inbox.blocking_recv_many(&mut batch, BATCH_MAX);
+        // A panic left the lock poisoned, and the connection who knows where: all are answered `closed`.
+        let Ok(mut pen) = shared.pen.lock() else { return };
+        if count == 0 {
+            return;
+        }
+        pen.write(&mut batch);
+        shared.queued.fetch_sub(count, Ordering::SeqCst);
     }
 }
 

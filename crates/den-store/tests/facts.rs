@@ -43,6 +43,58 @@ async fn a_computer_is_read_back_as_it_was_written() {
     store.check().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writes_of_one_caller_keep_their_order_beside_those_of_others() {
+    let (_dir, store) = store();
+    let callers: Vec<_> = (1..=8)
+        .map(|caller| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let name = format!("web-{caller}");
+                // Queued behind a flush, in place, or behind others: as it happens.
+                let made = store.insert_computer(&computer(caller, &name), None, Power);
+                let mut all = Vec::new();
+                for number in 1..=200 {
+                    all.push(store.insert_step(id(caller), &step(number), Process));
+                    all.push(store.end_step(id(caller), number, 9, &StepEnd::Lost, number, Process));
+                    if number % 50 == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                made.await.unwrap();
+                for written in all {
+                    written.await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    for caller in 1..=8 {
+        assert_eq!(store.running_steps(id(caller)).await.unwrap(), vec![]);
+        assert_eq!(store.last_step_number(id(caller)).await.unwrap(), 200);
+    }
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_that_meets_no_other_is_done_when_it_is_submitted() {
+    let (_dir, store) = store();
+    store.insert_computer(&computer(1, "web"), None, Process).await.unwrap();
+    // A slow disk makes the thread take over for a while; it is not slow each time.
+    for number in 1..=20 {
+        let mut written = std::pin::pin!(store.insert_step(id(1), &step(number), Process));
+        let mut nobody = std::task::Context::from_waker(std::task::Waker::noop());
+        if let std::task::Poll::Ready(written) = written.as_mut().poll(&mut nobody) {
+            return written.unwrap();
+        }
+        written.await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    panic!("each was handed to the thread");
+}
+
 #[tokio::test]
 async fn a_name_is_taken_until_its_computer_is_being_removed() {
     let (_dir, store) = store();

@@ -55,6 +55,20 @@ pub fn connect_packet(path: &Path) -> Result<OwnedFd, SysError> {
     Ok(fd)
 }
 
+/// Connects a stream socket that does not block to `path`.
+///
+/// Errors: `EAGAIN` where the listener's queue is full.
+pub fn connect_stream(path: &Path) -> Result<OwnedFd, SysError> {
+    let about = || path.display().to_string();
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|errno| SysError::new("socket", about(), errno.raw_os_error()))?;
+    let address =
+        SocketAddrUnix::new(path).map_err(|errno| SysError::new("sockaddr_un", about(), errno.raw_os_error()))?;
+    rustix::net::connect(&fd, &address).map_err(|errno| SysError::new("connect", about(), errno.raw_os_error()))?;
+    Ok(fd)
+}
+
 /// Sends `bytes` with `fds` beside them in one call; returns how many bytes went.
 ///
 /// Errors: `EMSGSIZE` for a packet too long, `EPIPE` when the other side is gone, `EAGAIN` on a

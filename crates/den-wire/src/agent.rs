@@ -389,6 +389,9 @@ pub struct Exec {
     /// How many bytes of output the log keeps; see [`crate::log`].
     #[n(8)]
     pub keep_bytes: Option<u64>,
+    /// How many milliseconds the agent may keep back that it runs, so that one frame tells all of a short command.
+    #[n(9)]
+    pub patience_ms: Option<u64>,
 }
 
 /// A terminal's size and kind.

@@ -2,6 +2,7 @@
 //! a consistent house, and nothing behind.
 
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ const DEN: &str = env!("CARGO_BIN_EXE_den");
 const LONG: Duration = Duration::from_secs(60);
 
 const CREATE: [&str; 5] = ["create.reserved", "create.row", "create.disk", "create.booted", "create.state"];
-const EXEC: [&str; 5] = ["exec.row", "exec.log", "exec.sent", "exec.started", "exec.ended"];
+const EXEC: [&str; 6] = ["exec.row", "exec.log", "exec.sent", "exec.started", "exec.told", "exec.ended"];
 const STOP: [&str; 4] = ["stop.state", "stop.asked", "stop.killed", "stop.done"];
 const START: [&str; 3] = ["start.state", "start.booted", "start.done"];
 const REMOVE: [&str; 4] = ["remove.state", "remove.killed", "remove.disk", "remove.row"];
@@ -218,6 +219,37 @@ fn a_kill_at_each_point_of_exec() {
             }
         },
     );
+}
+
+#[test]
+fn an_end_that_was_told_stays_the_same_when_the_daemon_dies_before_its_row() {
+    let mut house = House::open(DEN);
+    house.new_computer("web");
+    let mut answers = 0;
+    for (number, script) in ["true", "echo out; exit 7", "kill -9 $$"].iter().enumerate() {
+        house.kill_serve();
+        house.set_env(&[("DEN_FAILPOINT", "exec.told")]);
+        house.start();
+        let body = json!({"argv": ["sh", "-c", script]}).to_string();
+        let json = [("content-type", "application/json")];
+        let stream = house.api().open("POST", "/v1/computers/web/steps", &json, body.as_bytes());
+        let mut text = String::new();
+        let read = stream.and_then(|mut stream| stream.read_to_string(&mut text));
+        house.wait_serve_dead();
+        house.set_env(&[]);
+        house.start();
+        let after = house.api().get(&format!("/v1/computers/web/steps/{}", number + 1)).expect(200).json();
+        assert_eq!(after["status"], "ended", "{after}");
+        // On another thread the daemon may have died first.
+        if let (Ok(_), Ok(told)) = (read, serde_json::from_str::<Value>(&text)) {
+            answers += 1;
+            for field in ["number", "argv", "who", "started_at", "status", "ended_at", "end", "output_bytes"] {
+                assert_eq!(told["step"][field], after[field], "{field} of `{script}`");
+            }
+        }
+    }
+    assert!(answers > 0, "nobody was told before the daemon died");
+    house.close();
 }
 
 #[test]

@@ -50,10 +50,11 @@ pub async fn exec(agent: &Rc<Agent>, mut conn: Conn, request: Exec, log: Beside)
             let ended = agent.children.end_of(started.pid);
             let step = agent.steps.add(request.step, started.pid, started.input);
             let timeout = request.timeout_ms.map(Duration::from_millis);
+            let patience = request.patience_ms.map(Duration::from_millis);
             let log = LogWriter::new(log, keep);
             drop(request);
             tokio::task::spawn_local(pump(agent.clone(), step.clone(), log, started.sources, ended, timeout));
-            attend(&step, conn, Stdin::Owned).await;
+            attend(&step, conn, Stdin::Owned, patience).await;
         }
         Err(Refusal::Failed(failure)) => conn.answer(&Reply::Failed(failure)).await,
         Err(Refusal::NotStarted { code, message }) => {

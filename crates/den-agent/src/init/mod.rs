@@ -143,7 +143,7 @@ async fn handle(agent: Rc<Agent>, mut conn: Conn) {
         }
         Request::Exec(request) => exec::exec(&agent, conn, request, descriptor).await,
         Request::Attach { step } => match agent.steps.get(step) {
-            Some(step) => step::attend(&step, conn, step::Stdin::Shared).await,
+            Some(step) => step::attend(&step, conn, step::Stdin::Shared, None).await,
             None => conn.answer(&Reply::Failed(no_such_step(step))).await,
         },
         Request::Signal { step, signal, scope } => {

@@ -92,6 +92,8 @@ pub async fn pump(
     let mut phase = Phase::Running;
     let mut timed_out = false;
     let mut turns = 0;
+    // At their end; to close them can wait until the end of the step was told.
+    let mut spent = Vec::new();
     let alarm = sleep_until(Instant::now() + timeout.unwrap_or(NEVER).min(NEVER));
     tokio::pin!(alarm);
 
@@ -107,9 +109,19 @@ pub async fn pump(
                 let Some(source) = &sources[which] else { continue };
                 let took = sink.take(source);
                 let (log_bytes, output_bytes) = (sink.log.log_bytes(), sink.log.output_bytes());
-                step.status.send_replace(Status { log_bytes, output_bytes, end: None });
+                step.status.send_if_modified(|status| {
+                    let more = status.log_bytes != log_bytes;
+                    *status = Status { log_bytes, output_bytes, end: None };
+                    more
+                });
                 match took {
-                    Took::End => sources[which] = None,
+                    Took::End => {
+                        spent.extend(sources[which].take());
+                        // Its last process closed them on its way out: often there is no need to wait for a signal.
+                        if sources.iter().all(Option::is_none) && end.is_none() {
+                            agent.children.reap();
+                        }
+                    }
                     Took::Dry => turns = 0,
                     Took::Full => turns += 1,
                 }
@@ -178,8 +190,9 @@ pub async fn pump(
         EndRecord::NotStarted(code) => End::NotStarted { code, message: String::new() },
     };
     agent.steps.end(&step, Status { log_bytes, output_bytes, end: Some(end) });
-    drop(sink);
-    drop(step);
+    // Who waits for it is told before anything is cleared away.
+    tokio::task::yield_now().await;
+    drop((sink, spent, step));
     for source in sources.into_iter().flatten() {
         if source.stream != Stream::Pty {
             tokio::task::spawn_local(discard(source));

@@ -37,7 +37,8 @@ impl Children {
         receiver
     }
 
-    fn reap(&self) {
+    /// Takes all that have ended.
+    pub fn reap(&self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(waiting) = self.0.borrow_mut().remove(&(pid.as_raw_pid() as u32)) {
                 let _ = waiting.send(status);

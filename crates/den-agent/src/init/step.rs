@@ -17,17 +17,22 @@ use std::time::Duration;
 
 use den_sys::spawn::{SIGNAL_MAX, kill};
 use den_wire::agent::{End, FailureKind, Input, PROGRESS_INTERVAL_MS, Reply, SignalScope};
+use den_wire::frame::message_bytes;
 use den_wire::{FrameKind, read_frame, write_message};
+use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conn::{Conn, FrameReader};
 use super::failure::{Outcome, bad, failure};
 
 /// What a terminal takes for the end of input at the start of a line.
 const END_OF_TRANSMISSION: u8 = 4;
+
+/// The longest that a start is kept back.
+const PATIENCE_MAX: Duration = Duration::from_millis(100);
 
 /// The steps that run.
 #[derive(Default)]
@@ -87,6 +92,17 @@ pub struct Status {
     pub output_bytes: u64,
     /// How it ended, if it has.
     pub end: Option<End>,
+}
+
+impl Status {
+    /// What is said of it.
+    fn reply(&self) -> Reply {
+        let Self { log_bytes, output_bytes, ref end } = *self;
+        match end.clone() {
+            Some(end) => Reply::Ended { end, log_bytes, output_bytes },
+            None => Reply::Progress { log_bytes, output_bytes },
+        }
+    }
 }
 
 /// Our side of a standard input.
@@ -181,20 +197,28 @@ impl Step {
         }
     }
 
-    /// Tells a connection how the step goes, until its end.
-    async fn tell(&self, out: &mut OwnedWriteHalf) -> std::io::Result<()> {
+    /// Tells a connection how the step goes, until its end. Where that comes within `patience`, all at once.
+    async fn tell(&self, out: &mut OwnedWriteHalf, patience: Option<Duration>) -> std::io::Result<()> {
         let mut status = self.status.subscribe();
         let mut told = Status::default();
-        write_message(out, &Reply::Started { pid: self.pid }).await?;
+        let mut words = message_bytes(&Reply::Started { pid: self.pid });
+        if let Some(patience) = patience {
+            let ended = status.wait_for(|status| status.end.is_some());
+            if let Ok(Ok(ended)) = timeout(patience.min(PATIENCE_MAX), ended).await {
+                words.extend(message_bytes(&ended.reply()));
+                drop(ended);
+                return out.write_all(&words).await;
+            }
+        }
+        out.write_all(&words).await?;
         loop {
             let now = status.borrow_and_update().clone();
-            let Status { log_bytes, output_bytes, end } = now.clone();
-            if let Some(end) = end {
-                return write_message(out, &Reply::Ended { end, log_bytes, output_bytes }).await;
+            if now.end.is_some() {
+                return write_message(out, &now.reply()).await;
             }
             if now != told {
                 let next = Instant::now() + Duration::from_millis(PROGRESS_INTERVAL_MS);
-                write_message(out, &Reply::Progress { log_bytes, output_bytes }).await?;
+                write_message(out, &now.reply()).await?;
                 told = now;
                 tokio::select! {
                     () = sleep_until(next) => {}
@@ -219,7 +243,7 @@ pub enum Stdin {
 }
 
 /// Serves a connection until the step or the connection ends.
-pub async fn attend(step: &Step, conn: Conn, stdin: Stdin) {
+pub async fn attend(step: &Step, conn: Conn, stdin: Stdin, patience: Option<Duration>) {
     struct Attending<'a>(&'a Cell<usize>);
     impl Drop for Attending<'_> {
         fn drop(&mut self) {
@@ -237,7 +261,7 @@ pub async fn attend(step: &Step, conn: Conn, stdin: Stdin) {
         }
     };
     {
-        let tell = step.tell(&mut out);
+        let tell = step.tell(&mut out, patience);
         tokio::pin!(tell);
         let told = tokio::select! {
             _ = &mut tell => true,
@@ -248,4 +272,6 @@ pub async fn attend(step: &Step, conn: Conn, stdin: Stdin) {
             let _ = tell.await;
         }
     }
+    // All was said, and both ways are closed with the connection.
+    out.forget();
 }

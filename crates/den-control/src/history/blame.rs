@@ -72,6 +72,7 @@ impl Control {
         }
         let path = path.map(|path| inside(path.as_bytes())).transpose()?.map(shown);
         let (mut items, mut looked) = (Vec::new(), 0);
+        handle.steps.recorded().await;
         loop {
             let rows = match &grep {
                 Some(text) => self.0.store.steps_grep(handle.id, text.clone(), after, limit, order).await?,
@@ -113,6 +114,7 @@ impl Control {
     pub async fn step_changes(&self, computer: &str, number: u64) -> Result<StepChanges, Error> {
         let handle = self.0.registry.find(computer)?;
         let missing = || Error::step_not_found(handle.name(), number);
+        handle.steps.recorded().await;
         if handle.steps.get(number).is_some() {
             return Err(Error::new("step_running", 409, format!("step {number} of `{}` has not ended", handle.name()))
                 .hint("what it changed is known once it has")

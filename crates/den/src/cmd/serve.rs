@@ -51,6 +51,7 @@ pub fn run(global: &Global, args: ServeArgs) -> Outcome {
     raise_descriptors();
     let token = token(&settings.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
         .enable_all()
         .thread_name("den")
         .build()
@@ -105,7 +106,9 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
             () = stopped.cancelled() => {}
         }
     };
-    den_server::serve(listener, router, ending).await.map_err(|error| Trouble::io("cannot serve", &error))?;
+    // On the workers, as the connections are: this thread would only pass them on.
+    let served = tokio::spawn(den_server::serve(listener, router, ending)).await.unwrap_or_else(|end| Err(end.into()));
+    served.map_err(|error| Trouble::io("cannot serve", &error))?;
     let last = if stop.is_cancelled() {
         "den serve has ended, and all computers with it; their disks stay"
     } else {
@@ -114,6 +117,12 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
     // Whoever started it may have gone, and its standard output too.
     let _ = writeln!(io::stdout(), "{last}");
     Ok(0)
+}
+
+/// Half of the processors, for computers have use for the rest. What a worker passes on to another one has to
+/// wake it, which takes longer than most of the work.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
 }
 
 /// Three lines: where it listens, where its data is, what to type next.

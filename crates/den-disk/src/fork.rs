@@ -1,7 +1,8 @@
 //! A disk made from a state of another one.
 //!
 //! ```text
-//! parent's snapshots/<n> ─snapshot─► live ─limit, re-key─► ─snapshot─► snapshots/0 ─► steps
+//! parent's snapshots/<n> ─snapshot─► live ─limit, re-key─► ─snapshot─► snapshots/0 settled ─► steps ─► may run
+//!                                                                                  └─► written out: whole
 //! ```
 //!
 //! State 0 of a fork is taken after it was re-keyed: it is what the fork was made with, so a fork that did
@@ -20,7 +21,7 @@ use den_model::{Bytes, ComputerId};
 use den_sys::{SysError, btrfs, failpoint};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use crate::{Disk, DiskError, Disks, Identity, Storage, copy, open_dir, rekey};
+use crate::{Disk, DiskError, Disks, Identity, Settled, Storage, copy, open_dir, rekey};
 
 impl Disks {
     /// As [`Disks::fork_over`], for an image that has no keys in it.
@@ -49,6 +50,22 @@ impl Disks {
         identity: &Identity<'_>,
         layers: &[PathBuf],
     ) -> Result<Disk, DiskError> {
+        self.begin_fork(from, number, to, limit, identity, layers)?.finish().inspect_err(|_| {
+            let _ = self.remove(to);
+        })
+    }
+
+    /// As [`Disks::fork_over`], and returns when it may be run: its state 0 is settled, and still being written
+    /// out. What fails from then on leaves the rest of the disk.
+    pub fn begin_fork(
+        &self,
+        from: ComputerId,
+        number: u64,
+        to: ComputerId,
+        limit: Bytes,
+        identity: &Identity<'_>,
+        layers: &[PathBuf],
+    ) -> Result<Forked, DiskError> {
         let source = self.open_state(from, number)?;
         let home = self.make_home(to)?;
         let make = || {
@@ -63,18 +80,28 @@ impl Disks {
             clear_work(live.as_fd())?;
             rekey::fork(live.as_fd(), identity, layers)?;
             failpoint::hit("fork.rekeyed");
-            let folder = self.snapshots_folder(to)?;
-            match self.0.storage {
-                Storage::Btrfs => btrfs::snapshot(live.as_fd(), folder.as_fd(), "0", true)?,
-                Storage::Plain => self.copy_state(&disk.live, to, 0)?,
-            }
+            let zero = self.begin_snapshot(to, 0)?;
             failpoint::hit("fork.zero");
             self.make_steps(&home, &disk)?;
-            Ok(disk)
+            Ok(Forked { disk, zero })
         };
         make().inspect_err(|_| {
             let _ = self.remove(to);
         })
+    }
+}
+
+/// The disk of a fork, whose state 0 is being written out.
+#[must_use = "it may still fail"]
+pub struct Forked {
+    disk: Disk,
+    zero: Settled,
+}
+
+impl Forked {
+    /// Waits until it is whole.
+    pub fn finish(self) -> Result<Disk, DiskError> {
+        self.zero.finish().map(|_| self.disk)
     }
 }
 

@@ -48,6 +48,8 @@ use rustix::fs::{Mode, OFlags};
 
 pub use backing::{Storage, StorageChoice};
 pub use dirty::{Dirt, Mark};
+pub use fork::Forked;
+pub use snapshots::Settled;
 
 /// Where disks shall lie.
 #[derive(Debug, Clone)]

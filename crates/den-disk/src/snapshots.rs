@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! btrfs   preflush: live ─snapshot─► .flush ─destroy─► (again while much waits)
-//!         snapshot: live ─snapshot, read-only─► <n>                 whoever calls has it frozen
+//!         snapshot: live ─snapshot, read-only─► settled ─► written out: <n>
+//!                   whoever calls has it frozen ──────┘
 //! plain   snapshot: live ─copy─► .<n>.making ─rename─► <n>
 //! ```
 //!
@@ -32,6 +33,35 @@ const FLUSH_ROUNDS_MAX: u32 = 4;
 /// Between two looks at whether bytes were freed.
 const RECLAIM_PAUSE: Duration = Duration::from_millis(50);
 
+/// A state whose content is settled.
+#[must_use = "it may still fail"]
+pub struct Settled {
+    disks: Disks,
+    id: ComputerId,
+    number: u64,
+    rest: Option<btrfs::Snapshot>,
+}
+
+impl Settled {
+    /// Waits until the state is on the disk; returns the generation that it has (0 on plain directories).
+    ///
+    /// Errors: `SnapshotExists`; what the file system refuses. Nothing is left of it then.
+    pub fn finish(self) -> Result<u64, DiskError> {
+        let Self { disks, id, number, rest } = self;
+        let Some(rest) = rest else { return Ok(0) };
+        rest.finish().map_err(|error| refused(error, id, number))?;
+        failpoint::hit("snapshot.taken");
+        Ok(btrfs::generation(disks.open_state(id, number)?.as_fd())?)
+    }
+}
+
+fn refused(error: SysError, id: ComputerId, number: u64) -> DiskError {
+    match Errno::from_raw_os_error(error.errno) {
+        Errno::EXIST => DiskError::SnapshotExists { id, number },
+        _ => error.into(),
+    }
+}
+
 impl Disks {
     /// Writes out what waits of `id`'s disk, so that the snapshot which follows is short. A writer that
     /// goes on is followed for a few rounds. Nothing on plain directories.
@@ -59,21 +89,27 @@ impl Disks {
     ///
     /// Errors: `SnapshotExists`; what the file system refuses. Nothing is left of it then.
     pub fn snapshot(&self, id: ComputerId, number: u64) -> Result<u64, DiskError> {
+        self.begin_snapshot(id, number)?.finish()
+    }
+
+    /// As [`Disks::snapshot`], and returns when the state is settled: what is done to the disk from then on is
+    /// not in it. It is there once it is finished.
+    pub fn begin_snapshot(&self, id: ComputerId, number: u64) -> Result<Settled, DiskError> {
+        let home = self.home(id);
         let folder = self.snapshots_folder(id)?;
-        let live = self.disk(id).live;
-        let taken = |error: SysError| match error.errno {
-            libc_eexist if libc_eexist == Errno::EXIST.raw_os_error() => DiskError::SnapshotExists { id, number },
-            _ => error.into(),
-        };
-        match self.0.storage {
+        let live = home.join("live");
+        let rest = match self.0.storage {
             Storage::Btrfs => {
-                let live = open_dir(&live)?;
-                btrfs::snapshot(live.as_fd(), folder.as_fd(), &number.to_string(), true).map_err(taken)?;
-                failpoint::hit("snapshot.taken");
+                let (live, home) = (open_dir(&live)?, open_dir(&home)?);
+                let begun = btrfs::begin_snapshot(live, folder, &number.to_string(), true, home.as_fd());
+                Some(begun.map_err(|error| refused(error, id, number))?)
             }
-            Storage::Plain => self.copy_state(&live, id, number)?,
-        }
-        self.snapshot_generation(id, number)
+            Storage::Plain => {
+                self.copy_state(&live, id, number)?;
+                None
+            }
+        };
+        Ok(Settled { disks: self.clone(), id, number, rest })
     }
 
     /// Copies `source` to the state `number` of `id`.

@@ -3,10 +3,13 @@
 //!
 //! Source: linux/btrfs.h; simple quotas need Linux 6.7.
 
+mod settled;
+
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
+pub use self::settled::{Snapshot, begin_snapshot};
 use crate::SysError;
 
 const SUBVOL_CREATE: libc::Ioctl = 0x5000_940e_u32 as libc::Ioctl;
@@ -33,8 +36,9 @@ const LAST_INODE: u64 = u64::MAX - 256;
 const INODE_ITEM: u32 = 1;
 const INODE_REF: u32 = 12;
 const INODE_EXTREF: u32 = 13;
-/// What one search may bring; the largest item is a node of 64 KiB.
-const SEARCH_BYTES: usize = 128 << 10;
+const DIR_ITEM: u32 = 84;
+/// Words that one search may bring; the largest item is a node of 64 KiB.
+const SEARCH_WORDS: usize = (128 << 10) / 8;
 
 const QUOTA_CTL_ENABLE_SIMPLE: u64 = 4;
 const LIMIT_MAX_EXCL: u64 = 1 << 1;
@@ -110,7 +114,7 @@ struct InoPaths {
 }
 
 #[repr(C)]
-struct Search {
+struct Search<const WORDS: usize> {
     tree: u64,
     objects: [u64; 2],
     offsets: [u64; 2],
@@ -120,7 +124,58 @@ struct Search {
     unused: u32,
     reserved: [u64; 4],
     size: u64,
-    found: [u64; SEARCH_BYTES / 8],
+    found: [u64; WORDS],
+}
+
+impl<const WORDS: usize> Search<WORDS> {
+    /// For what lies between two keys (object, kind, offset), in leaves written by `least` or later.
+    fn new(from: (u64, u32, u64), to: (u64, u32, u64), least: u64) -> Box<Self> {
+        Box::new(Self {
+            tree: 0,
+            objects: [from.0, to.0],
+            offsets: [from.2, to.2],
+            transactions: [least, u64::MAX],
+            kinds: [from.1, to.1],
+            items: u32::MAX,
+            unused: 0,
+            reserved: [0; 4],
+            size: (WORDS * 8) as u64,
+            found: [0; WORDS],
+        })
+    }
+
+    /// Searches the subvolume of `directory`; hands what was found to `take` and says what the last was.
+    fn run(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        mut take: impl FnMut(&Header, &[u8]),
+    ) -> Result<Option<Header>, SysError> {
+        self.items = u32::MAX;
+        self.size = (WORDS * 8) as u64;
+        // SAFETY: the ioctl reads a btrfs_ioctl_search_args_v2, whose layout Search has up to `size`, and
+        // writes at most `size` bytes behind it, which `found` has.
+        let result = unsafe { libc::ioctl(directory.as_raw_fd(), TREE_SEARCH_V2, self as *mut Self) };
+        if result != 0 {
+            return Err(SysError::last("ioctl(BTRFS_TREE_SEARCH_V2)", ""));
+        }
+        // SAFETY: the array lives in `self`, and every bit pattern of it is bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(self.found.as_ptr().cast::<u8>(), WORDS * 8) };
+        let (mut at, mut last) = (0, None);
+        for _ in 0..self.items {
+            let Some(head) = bytes.get(at..at + 32) else { break };
+            let length = u32_at(head, 28).unwrap_or(0) as usize;
+            let header = Header {
+                object: u64_at(head, 8).unwrap_or(0),
+                offset: u64_at(head, 16).unwrap_or(0),
+                kind: u32_at(head, 24).unwrap_or(0),
+            };
+            let Some(item) = bytes.get(at + 32..at + 32 + length) else { break };
+            take(&header, item);
+            at += 32 + length;
+            last = Some(header);
+        }
+        Ok(last)
+    }
 }
 
 fn vol_args(name: &str) -> Result<Box<VolArgs>, SysError> {
@@ -225,7 +280,8 @@ fn forgive(result: libc::c_int, call: &'static str, about: u64) -> Result<(), Sy
 }
 
 /// Takes a snapshot of the subvolume `source` as `name` in the directory `into`. What `source` had
-/// not yet written goes with it. Ends with a commit of the file system: 3 ms and more.
+/// not yet written goes with it. Ends with a commit of the file system, 3 ms and more; who only has to wait
+/// until its content is settled takes [`begin_snapshot`].
 ///
 /// The generation of `source` moves with it.
 pub fn snapshot(source: BorrowedFd<'_>, into: BorrowedFd<'_>, name: &str, read_only: bool) -> Result<(), SysError> {
@@ -421,54 +477,14 @@ fn search(
     least: u64,
     mut take: impl FnMut(&Header, &[u8]),
 ) -> Result<(), SysError> {
-    let mut args = Box::new(Search {
-        tree: 0,
-        objects: [objects.0, objects.1],
-        offsets: [0, u64::MAX],
-        transactions: [least, u64::MAX],
-        kinds: [kinds.0, kinds.1],
-        items: u32::MAX,
-        unused: 0,
-        reserved: [0; 4],
-        size: SEARCH_BYTES as u64,
-        found: [0; SEARCH_BYTES / 8],
-    });
+    let mut args = Search::<SEARCH_WORDS>::new((objects.0, kinds.0, 0), (objects.1, kinds.1, u64::MAX), least);
     loop {
-        args.items = u32::MAX;
-        args.size = SEARCH_BYTES as u64;
-        // SAFETY: the ioctl reads a btrfs_ioctl_search_args_v2, whose layout Search has up to `size`, and
-        // writes at most `size` bytes behind it, which `found` has.
-        let result = unsafe { libc::ioctl(directory.as_raw_fd(), TREE_SEARCH_V2, &mut *args as *mut Search) };
-        if result != 0 {
-            return Err(SysError::last("ioctl(BTRFS_TREE_SEARCH_V2)", ""));
-        }
-        if args.items == 0 {
-            return Ok(());
-        }
-        // SAFETY: the array lives in `args`, and every bit pattern of it is bytes.
-        let bytes = unsafe { std::slice::from_raw_parts(args.found.as_ptr().cast::<u8>(), SEARCH_BYTES) };
-        let mut at = 0;
-        let mut last = None;
-        for _ in 0..args.items {
-            let head = bytes.get(at..at + 32);
-            let Some(head) = head else { break };
-            let length = u32_at(head, 28).unwrap_or(0) as usize;
-            let header = Header {
-                object: u64_at(head, 8).unwrap_or(0),
-                offset: u64_at(head, 16).unwrap_or(0),
-                kind: u32_at(head, 24).unwrap_or(0),
-            };
-            let Some(item) = bytes.get(at + 32..at + 32 + length) else { break };
-            take(&header, item);
-            at += 32 + length;
-            last = Some((header.object, header.kind, header.offset));
-        }
         // On with the next key.
-        let Some((object, kind, offset)) = last else { return Ok(()) };
-        let next = match (object, kind, offset) {
-            (object, kind, _) if kind >= kinds.1 => object.checked_add(1).map(|object| (object, kinds.0, 0)),
-            (object, kind, u64::MAX) => Some((object, kind + 1, 0)),
-            (object, kind, offset) => Some((object, kind, offset + 1)),
+        let Some(last) = args.run(directory, &mut take)? else { return Ok(()) };
+        let next = match last {
+            Header { object, kind, .. } if kind >= kinds.1 => object.checked_add(1).map(|object| (object, kinds.0, 0)),
+            Header { object, kind, offset: u64::MAX } => Some((object, kind + 1, 0)),
+            Header { object, kind, offset } => Some((object, kind, offset + 1)),
         };
         let Some((object, kind, offset)) = next.filter(|(object, ..)| *object <= objects.1) else { return Ok(()) };
         (args.objects[0], args.kinds[0], args.offsets[0]) = (object, kind, offset);

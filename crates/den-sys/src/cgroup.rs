@@ -487,10 +487,12 @@ impl Freezer {
         }
     }
 
-    /// Lets them go on. What is not frozen stays so.
+    /// Lets them go on. What is not frozen stays so; a cgroup that is gone holds nothing.
     pub fn thaw(&mut self) -> Result<(), SysError> {
-        self.write(b"0")?;
-        self.on = false;
+        match self.write(b"0") {
+            Err(error) if !matches!(error.errno, libc::ENODEV | libc::ENOENT) => return Err(error),
+            _ => self.on = false,
+        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 //! Deliberately absent: anything but the public API, the `den` program itself and, for the network,
 //! a place on the outside to talk to. What it measures is what a user gets.
 
+mod chain;
 mod create;
 mod exec;
 mod flow;
@@ -39,7 +40,7 @@ use crate::{
 };
 
 /// What is measured, in the order of the table.
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 28] = [
     "create",
     "create_exec",
     "remove",
@@ -56,19 +57,37 @@ const NAMES: [&str; 22] = [
     "create_300_ratio",
     "net_300_ratio",
     "snapshot",
+    "snapshot_writer",
+    "step_unchanged",
+    "step_changed",
     "fork",
+    "fork_20",
+    "read_20",
     "fork_100",
     "restore",
     "diff_1000",
     "merge_1000",
+    "snapshot_10g",
     "idle_1000",
 ];
 
 /// Measured only where the storage keeps states by itself.
-const HISTORY: [&str; 6] = ["snapshot", "fork", "fork_100", "restore", "diff_1000", "merge_1000"];
+const HISTORY: [&str; 11] = [
+    "snapshot",
+    "snapshot_writer",
+    "step_unchanged",
+    "step_changed",
+    "fork",
+    "fork_20",
+    "read_20",
+    "fork_100",
+    "restore",
+    "diff_1000",
+    "merge_1000",
+];
 
-/// Measured only when asked for: it takes a minute and a gigabyte.
-const ON_DEMAND: &str = "idle_1000";
+/// Measured only when asked for: a minute and some gigabytes.
+const ON_DEMAND: [&str; 2] = ["snapshot_10g", "idle_1000"];
 
 /// The label that a run's computers carry.
 const LABEL: &str = "den.bench";
@@ -83,7 +102,7 @@ const CROWD_PARALLEL: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: den bench create exec --rival podman")]
 pub struct BenchArgs {
-    /// What to measure [default: all but idle_1000; net_* as root; history on btrfs]
+    /// What to measure [default: all but snapshot_10g and idle_1000; net_* as root; history on btrfs]
     #[arg(value_name = "NAME", value_parser = NAMES)]
     names: Vec<String>,
     /// What to measure beside it, with the same root and on the same machine
@@ -202,6 +221,12 @@ impl Bench {
             "net_latency_ms" => net::latency(self).await,
             "net_300_ratio" => net::beside_300(self).await,
             "snapshot" => history::snapshot(self).await,
+            "snapshot_writer" => history::snapshot_writer(self).await,
+            "snapshot_10g" => history::snapshot_10g(self).await,
+            "step_unchanged" => chain::step_unchanged(self).await,
+            "step_changed" => chain::step_changed(self).await,
+            "fork_20" => chain::fork_20(self).await,
+            "read_20" => chain::read_20(self).await,
             "fork" => history::fork(self).await,
             "fork_100" => history::fork_100(self).await,
             "restore" => history::restore(self).await,
@@ -215,7 +240,7 @@ impl Bench {
         match self.args.names.is_empty() {
             // The network is measured from a namespace that only root can make.
             true if HISTORY.contains(&name) => self.machine.storage == "btrfs",
-            true => name != ON_DEMAND && (!name.starts_with("net_") || rustix::process::geteuid().is_root()),
+            true => !ON_DEMAND.contains(&name) && (!name.starts_with("net_") || rustix::process::geteuid().is_root()),
             false => self.args.names.iter().any(|wanted| wanted == name),
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! state kept ─► all names reserved ─► each: row (flushed) ───────────────────────────┐
-//!                                     └─► disk of the state, re-keyed ─► boot ───────┴─► all run, in one
-//!                                                                                        write ─► answer
+//!                                     └─► disk of the state, re-keyed ─► boot ───────┼─► all run, in one
+//!                                                                    └─► written out ┘   write ─► answer
 //! ```
 //!
 //! Invariants:
@@ -20,7 +20,7 @@ use std::{
 };
 
 use den_api::{ForkRequest, ForkView, ParentView};
-use den_disk::Identity;
+use den_disk::{Forked, Identity};
 use den_image::Image;
 use den_machine::Machine;
 use den_model::{ComputerName, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef};
@@ -212,11 +212,17 @@ async fn make_one(
         inserted
     };
     let carried = async {
-        make_disk(inner, child, image).await?;
+        let disk = begin_disk(inner, child, image).await?;
         failpoint::hit("fork.disk");
-        let machine = boot(inner, child, image).await?;
-        failpoint::hit("fork.booted");
-        Ok::<_, Error>(machine)
+        let booted = async {
+            let machine = boot(inner, child, image).await;
+            failpoint::hit("fork.booted");
+            machine
+        };
+        // Its state 0 is written out while it comes to life.
+        let (written, booted) = tokio::join!(blocking(|| disk.finish()), booted);
+        written??;
+        booted
     };
     let (inserted, carried) = tokio::join!(inserted, carried);
     match inserted {
@@ -227,15 +233,21 @@ async fn make_one(
 
 /// Makes the disk of a fork, from its parent's state.
 pub(crate) async fn make_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<(), Error> {
+    let disk = begin_disk(inner, child, image).await?;
+    blocking(|| disk.finish().map(drop)).await??;
+    Ok(())
+}
+
+/// As [`make_disk`], and returns when it may be booted: it is whole once it is finished.
+async fn begin_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<Forked, Error> {
     let Some(parent) = child.parent.clone() else { return Err(Error::internal("a fork without a parent")) };
     let (disks, id, limit) = (inner.disks()?, child.id, child.spec.limits.disk);
     let (hostname, layers) = (child.name().to_string(), image.layers.clone());
-    blocking(move || {
+    let begun = blocking(move || {
         let identity = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
-        disks.fork_over(parent.id, parent.snapshot, id, limit, &identity, &layers).map(drop)
-    })
-    .await??;
-    Ok(())
+        disks.begin_fork(parent.id, parent.snapshot, id, limit, &identity, &layers)
+    });
+    Ok(begun.await??)
 }
 
 /// From here on they are there whatever happens.

@@ -399,22 +399,25 @@ fn still(
     };
     failpoint::hit("snapshot.frozen");
     let stood = began.elapsed();
-    let generation = disks.snapshot(id, number);
-    tracing::trace!(computer = %id, number, ?stood, kept = ?began.elapsed(), "a state is taken");
+    let settled = disks.begin_snapshot(id, number);
     // Before they go on: whatever they write is a change.
     let mark = dirt.and_then(|dirt| dirt.mark().ok());
+    let time = began.elapsed();
     if let Some(freezer) = &mut freezer
         && let Err(error) = freezer.thaw()
         && machine.is_some_and(|machine| !machine.is_dead())
     {
         tracing::error!(computer = %id, error = chain(&error), "it may be left frozen");
     }
-    let (running, time) = (machine.is_some_and(|machine| !machine.is_dead()), began.elapsed());
+    let running = machine.is_some_and(|machine| !machine.is_dead());
+    // It is written out while they go on.
+    let generation = settled?.finish()?;
+    tracing::trace!(computer = %id, number, ?stood, settled = ?time, kept = ?began.elapsed(), "a state is taken");
     Ok(Taken {
-        generation: generation?,
+        generation,
         frozen: if frozen { time } else { Duration::ZERO },
         torn: running && !frozen,
-        mark,
+        mark: mark.filter(|mark| mark.generation == generation),
     })
 }
 

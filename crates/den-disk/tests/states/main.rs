@@ -2,4 +2,5 @@
 
 mod common;
 mod rekey;
+mod settled;
 mod snapshots;

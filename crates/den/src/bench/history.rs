@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! snapshot         a computer with data on its disk and a writer inside, so that each has something to keep
+//! snapshot_10g     the same with ten times as much on it; snapshot_writer: with a busier writer
 //! fork, fork_100   of one that stands still
 //! restore          to the same state again and again
 //! diff_1000        one tree of 200,000 files, a fork of it that changed 1,000: made once for both
@@ -25,6 +26,12 @@ const TREE: (u32, u32) = (200, 1000);
 const CHANGED: u32 = 1000;
 /// The state that all begin from.
 const BEFORE: &str = "bench-before";
+/// What is on the disk of which a larger one's states are taken.
+const BIG_MIB: u32 = 10 << 10;
+/// Writes a little all the time.
+const LITTLE: &str = "while :; do date > /root/last; sleep 0.01; done";
+/// Writes 2 MiB ten times a second.
+const MUCH: &str = "mkdir /root/much; i=0; while :; do head -c 2097152 /dev/zero > /root/much/$((i % 64)); i=$((i+1)); sleep 0.095; done";
 /// How long the history of a step may take to be written.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -37,17 +44,51 @@ pub struct Tree {
 
 /// `den snap` of a running computer in which something writes.
 pub async fn snapshot(bench: &Bench) -> anyhow::Result<Measure> {
-    let view = bench.create("snapshot").await?;
     let mib = bench.args.copy_mib;
+    let (taken, note) = snapshots(bench, "snapshot", mib, LITTLE, 100).await?;
+    let stood = rank(&taken.frozen, 0.5);
+    Ok(Measure::new("snapshot", "ms", taken.times, note)
+        .goal("p50 ≤ 8, still ≤ 5", |m| m.p50 <= 8.0 && stood <= 5.0))
+}
+
+/// The same with ten gigabytes on the disk.
+pub async fn snapshot_10g(bench: &Bench) -> anyhow::Result<Measure> {
+    let (taken, note) = snapshots(bench, "big", BIG_MIB, LITTLE, 100).await?;
+    let stood = rank(&taken.frozen, 0.5);
+    Ok(Measure::new("snapshot_10g", "ms", taken.times, note)
+        .goal("p50 ≤ 8, still ≤ 5", |m| m.p50 <= 8.0 && stood <= 5.0))
+}
+
+/// How long a computer stands still in which 20 MB are written each second.
+pub async fn snapshot_writer(bench: &Bench) -> anyhow::Result<Measure> {
+    let (taken, note) = snapshots(bench, "writer", 64, MUCH, 40).await?;
+    let call = {
+        let mut times = taken.times;
+        times.sort_by(f64::total_cmp);
+        rank(&times, 0.5)
+    };
+    let note = format!("standing still while 20 MB/s are written inside; the call {call:.1} ms; {note}");
+    Ok(Measure::new("snapshot_writer", "ms", taken.frozen, note).goal("p50 ≤ 40", |m| m.p50 <= 40.0))
+}
+
+/// What snapshots took.
+struct Taken {
+    times: Vec<f64>,
+    /// How long the computer stood still, in order.
+    frozen: Vec<f64>,
+}
+
+/// Takes `runs` snapshots of a computer with so much on its disk, while `writer` runs in it.
+async fn snapshots(bench: &Bench, name: &str, mib: u32, writer: &str, runs: u32) -> anyhow::Result<(Taken, String)> {
+    let view = bench.create(name).await?;
     let fill = format!(
         "mkdir -p /root/data; i=0; while [ $i -lt {mib} ]; do head -c 1048576 /dev/zero > /root/data/$i; i=$((i+1)); done; sync"
     );
     bench.run(&view.name, &["sh", "-c", &fill]).await?;
-    let writer = "while :; do date > /root/last; sleep 0.01; done";
     bench.run(&view.name, &["sh", "-c", &format!("setsid sh -c '{writer}' > /dev/null 2>&1 &")]).await?;
     tokio::time::sleep(PACE * 10).await;
     let (mut times, mut frozen, mut torn) = (Vec::new(), Vec::new(), 0);
-    for run in 0..=bench.runs(100) {
+    for run in 0..=bench.runs(runs) {
         tokio::time::sleep(PACE).await;
         let label = format!("bench-{run}");
         let start = Instant::now();
@@ -66,9 +107,11 @@ pub async fn snapshot(bench: &Bench) -> anyhow::Result<Measure> {
     if torn > 0 {
         note.push_str(&format!("; {torn} of {} without standing still", times.len()));
     }
-    note.push_str(&copied(bench, &view.id.to_string()).await?);
+    if writer == LITTLE && mib < BIG_MIB {
+        note.push_str(&copied(bench, &view.id.to_string()).await?);
+    }
     bench.client.remove(&view.name).await?;
-    Ok(Measure::new("snapshot", "ms", times, note).goal("p50 ≤ 8, still ≤ 5", |m| m.p50 <= 8.0 && stood <= 5.0))
+    Ok((Taken { times, frozen }, note))
 }
 
 /// From the request to the end of `true` in the fork.
@@ -234,7 +277,7 @@ async fn copied(bench: &Bench, id: &str) -> anyhow::Result<String> {
 
 impl Bench {
     /// Forks that this run removes.
-    fn forks(&self, name: &str, count: u32) -> ForkRequest {
+    pub(super) fn forks(&self, name: &str, count: u32) -> ForkRequest {
         ForkRequest {
             name: Some(format!("bench-{name}-{}", std::process::id())),
             count: Some(count),

@@ -369,6 +369,35 @@ fn a_private_target_is_open_for_its_port_alone() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
+/// Many bytes, none for a while, few, many again: copied, by a pipe, without it, and all of them.
+#[test]
+fn bytes_come_whole_whatever_their_rhythm() {
+    let Some(world) = World::new(1) else { return };
+    let free = NetLimits { flows: 0, new_per_s: 0, bits_per_s: 0, bytes_per_day: 0, dns_per_s: 0 };
+    world.attach(0, Policy { limits: free, ..policy(Posture::Open, &[]) });
+    world.inside(0, || {
+        let mut stream = dial(to(UPSTREAM, 7007)).unwrap();
+        let mut seed = 1_u32;
+        for size in [5 << 20, 3, 200_000, 1, 2 << 20, 40_000, 40_000, 7, 7, 7, 7, 7, 7, 7, 7, 7, 3 << 20, 11] {
+            let sent: Vec<u8> = std::iter::repeat_with(|| {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (seed >> 24) as u8
+            })
+            .take(size)
+            .collect();
+            let (mut there, bytes) = (stream.try_clone().unwrap(), sent.clone());
+            let writer = std::thread::spawn(move || there.write_all(&bytes).unwrap());
+            let mut back = vec![0; size];
+            stream.read_exact(&mut back).unwrap();
+            writer.join().unwrap();
+            assert!(back == sent, "{size} bytes came back as others");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0);
+    });
+}
+
 /// Figures, printed; the bounds are far below what a quiet host does.
 #[test]
 fn it_is_fast() {

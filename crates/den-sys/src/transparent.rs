@@ -27,7 +27,9 @@ pub struct Keepalive {
 }
 
 /// A non-blocking listener in this thread's network namespace for whatever the packet rules bring to
-/// `port` by `device`. What it accepts inherits TCP_NODELAY and `keepalive`.
+/// `port` by `device`. What it accepts inherits TCP_NODELAY and `keepalive`, and is sent without pacing
+/// (`reno`, which every kernel has): a veth has no queue to spare, and the host's `bbr` would have each
+/// packet wait for a timer.
 ///
 /// Errors: `ENODEV` where there is no such device.
 pub fn listener(device: &str, port: u16, backlog: i32, keepalive: &Keepalive) -> Result<OwnedFd, SysError> {
@@ -36,6 +38,7 @@ pub fn listener(device: &str, port: u16, backlog: i32, keepalive: &Keepalive) ->
     let set = |call| SysError::rustix(call, device);
     sockopt::set_tcp_nodelay(&socket, true).map_err(set("setsockopt(TCP_NODELAY)"))?;
     keep_alive(&socket, keepalive).map_err(set("setsockopt(SO_KEEPALIVE)"))?;
+    sockopt::set_tcp_congestion(&socket, "reno").map_err(set("setsockopt(TCP_CONGESTION)"))?;
     bind(&socket, port)?;
     rustix::net::listen(&socket, backlog).map_err(set("listen"))?;
     Ok(socket)

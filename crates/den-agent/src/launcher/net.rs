@@ -150,6 +150,9 @@ fn link_name(sequence: u64) -> String {
 pub(super) fn set_up_inside() -> Result<(), SysError> {
     // So that everybody may `ping`, as on most distributions. A kernel that refuses it leaves ping to root.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("0 {}", ids().per_slot - 1));
+    // The gate is the only peer, and a veth has no queue to spare: the host's `bbr` would have each packet wait
+    // for a timer. A kernel that refuses it leaves the host's.
+    let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
     let batch = Batch::new().set_up(LOOPBACK);
     // A kernel without IPv6 refuses what is about it.
     let batch = if Path::new("/proc/sys/net/ipv6").exists() { batch.no_link_local(INSIDE_INDEX) } else { batch };

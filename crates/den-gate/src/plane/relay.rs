@@ -5,6 +5,9 @@
 //! many         splice ─► pipe ─► splice   from the moment a read fills the buffer, until they get few again
 //! ```
 //!
+//! A flow of many bytes that is quiet for a moment gives its pipe back and takes one with the next byte. What
+//! is moved at once is kept small: the reader copies it while it is in the cache, and the sender is not held up.
+//!
 //! Invariants:
 //! - The end of one direction is passed on as such, and the other goes on.
 //! - An error of either side resets both: no half-told stream looks like a whole one.
@@ -27,8 +30,10 @@ use super::link::{Link, Live, Way};
 
 /// Bytes that are read at once; more come through a pipe.
 const BUFFER_BYTES: usize = 32 << 10;
-/// Bytes of a pipe, where the kernel allows it.
+/// Bytes of a pipe, where the kernel allows it: a slot for every page, and a packet from afar takes one.
 const PIPE_BYTES: usize = 1 << 20;
+/// Bytes that are moved at once.
+const PORTION_BYTES: usize = 256 << 10;
 /// Pipes that are kept for the next flow.
 const PIPES_KEPT: usize = 16;
 /// A splice that moves less than this is one of few bytes.
@@ -103,16 +108,14 @@ impl Side<'_> {
 pub(super) struct Pipes(Mutex<Vec<Pipe>>);
 
 impl Pipes {
-    fn take(&self) -> io::Result<Pipe> {
+    /// None: there is none that is better than copying. Pipes are short when many flows hold one.
+    fn take(&self) -> Option<Pipe> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match kept {
-            Some(pipe) => Ok(pipe),
-            None => {
-                let mut pipe = Pipe::new()?;
-                pipe.grow(PIPE_BYTES);
-                Ok(pipe)
-            }
-        }
+        kept.or_else(|| {
+            let mut pipe = Pipe::new().ok()?;
+            pipe.grow(PIPE_BYTES);
+            (pipe.size() > BUFFER_BYTES).then_some(pipe)
+        })
     }
 
     /// One that is not empty goes.
@@ -179,13 +182,16 @@ async fn pump(
     mut first: Option<&OnceLock<Peeked>>,
 ) -> Result<(), &'static str> {
     let mut loan = Loan { pipes, pipe: None };
-    let (mut few, mut rounds) = (0, 0);
+    let (mut many, mut few, mut rounds) = (false, 0, 0);
     let mut sleep_until = None;
     loop {
         if let Some(until) = sleep_until.take() {
             tokio::time::sleep_until(until).await;
         }
         from.ready(Interest::READABLE).await.map_err(|_| broken(way, false))?;
+        if many && loan.pipe.is_none() {
+            loan.pipe = pipes.take();
+        }
         let moved = match loan.pipe.as_mut() {
             None => copy(link, from, to, way, &mut first).await?,
             Some(pipe) => splice(link, pipe, from, to, way).await?,
@@ -200,16 +206,13 @@ async fn pump(
             return Ok(());
         }
         if loan.pipe.is_none() {
-            if bytes >= BUFFER_BYTES {
-                // Without a pipe worth it, copying goes on: pipes are short when many flows hold one.
-                loan.pipe = pipes.take().ok().filter(|pipe| pipe.size() > BUFFER_BYTES);
-                few = 0;
-            }
+            (many, few) = (bytes >= BUFFER_BYTES, 0);
         } else if bytes >= FEW_BYTES {
             few = 0;
         } else {
             few += 1;
             if few == FEW_TIMES {
+                many = false;
                 drop(std::mem::replace(&mut loan, Loan { pipes, pipe: None }));
             }
         }
@@ -277,7 +280,7 @@ async fn splice(
     to: Side<'_>,
     way: Way,
 ) -> Result<Option<usize>, &'static str> {
-    let portion = link.portion(pipe.size());
+    let portion = link.portion(pipe.size().min(PORTION_BYTES));
     let bytes = match from.try_io(Interest::READABLE, || pipe.fill(from.fd(), portion)) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use den_disk::{Dirt, Disks, Mark, Storage};
+use den_disk::{Dirt, Disks, Mark, Settled, Storage};
 use den_machine::Machine;
 use den_model::{ChangeCount, ComputerId, Snapshot, SnapshotKind, State, StateLabel, StepNumber};
 use den_store::{Durability, StoreError};
@@ -339,7 +339,7 @@ pub(crate) async fn take(
     let (disks, known, taken_of) = (inner.disks()?, history.dirt(), Arc::clone(inner));
     let id = handle.id;
     let watched = Arc::clone(handle);
-    let taken = blocking(move || {
+    let stood = blocking(move || {
         let dirt = match disks.storage() {
             Storage::Btrfs => Some(dirt_of(&disks, &watched, known)?),
             Storage::Plain => None,
@@ -351,31 +351,54 @@ pub(crate) async fn take(
             disks.preflush(id)?;
         }
         still(&taken_of, machine.as_ref().filter(|machine| !machine.is_dead()), &disks, id, number, dirt.as_deref())
-    })
-    .await??;
-    failpoint::hit("snapshot.taken");
+    });
+    let Stood { settled, frozen, torn, mark } = stood.await??;
     let snapshot = Snapshot {
         number,
         step,
         label,
         kind,
         created_at: clock(),
-        frozen_us: taken.frozen.as_micros() as u64,
-        torn: taken.torn,
-        generation: taken.generation,
+        frozen_us: frozen.as_micros() as u64,
+        torn,
+        generation: mark.map_or(0, |mark| mark.generation),
         parent: Some(parent),
         went_to: None,
         dropped: false,
     };
-    let recorded = record(inner, handle, snapshot).await?;
-    history.set_mark(taken.mark);
+    // Its row is written while its bytes are.
+    let began = Instant::now();
+    let row = inner.store.insert_snapshot(id, &snapshot, durability(&snapshot));
+    let written = async {
+        let generation = blocking(|| settled.finish()).await;
+        failpoint::hit("snapshot.taken");
+        Ok(generation??)
+    };
+    let (row, written) = tokio::join!(row, written);
+    let generation: u64 = match (&row, written) {
+        (_, Ok(generation)) => generation,
+        (row, Err(error)) => {
+            if row.is_ok() {
+                inner.store.delete_snapshots(id, vec![number], Vec::new(), Durability::Process).await?;
+            }
+            return Err(error);
+        }
+    };
+    let recorded = recorded(inner, handle, Snapshot { generation, ..snapshot.clone() }, row).await?;
+    if generation != snapshot.generation {
+        // It did not stand still, and others wrote it out in between.
+        let Snapshot { frozen_us, torn, .. } = snapshot;
+        inner.store.set_snapshot_taken(id, number, generation, frozen_us, torn, Durability::Process).await?;
+    }
+    history.set_mark(mark.filter(|mark| mark.generation == generation));
     failpoint::hit("snapshot.row");
-    tracing::debug!(computer = %id, number, step, kind = kind.as_str(), frozen_us = recorded.frozen_us, "a state is kept");
+    tracing::debug!(computer = %id, number, step, kind = kind.as_str(), frozen_us = recorded.frozen_us, written = ?began.elapsed(), "a state is kept");
     Ok(recorded)
 }
 
-struct Taken {
-    generation: u64,
+/// A state that is settled.
+struct Stood {
+    settled: Settled,
     frozen: Duration,
     torn: bool,
     mark: Option<Mark>,
@@ -389,7 +412,7 @@ fn still(
     id: ComputerId,
     number: u64,
     dirt: Option<&Dirt>,
-) -> Result<Taken, Error> {
+) -> Result<Stood, Error> {
     let mut freezer = machine.and_then(|machine| inner.history.freezer(machine));
     let began = Instant::now();
     let frozen = match &mut freezer {
@@ -410,21 +433,28 @@ fn still(
         tracing::error!(computer = %id, error = chain(&error), "it may be left frozen");
     }
     let running = machine.is_some_and(|machine| !machine.is_dead());
-    // It is written out while they go on.
-    let generation = settled?.finish()?;
-    tracing::trace!(computer = %id, number, ?stood, settled = ?time, kept = ?began.elapsed(), "a state is taken");
-    Ok(Taken {
-        generation,
-        frozen: if frozen { time } else { Duration::ZERO },
-        torn: running && !frozen,
-        mark: mark.filter(|mark| mark.generation == generation),
-    })
+    tracing::trace!(computer = %id, number, ?stood, settled = ?time, "a state is settled");
+    Ok(Stood { settled: settled?, frozen: if frozen { time } else { Duration::ZERO }, torn: running && !frozen, mark })
+}
+
+fn durability(snapshot: &Snapshot) -> Durability {
+    if snapshot.is_automatic() { Durability::Process } else { Durability::Power }
 }
 
 /// Writes the row of a state whose folder is there. Where it is not written, the folder goes again.
 pub(crate) async fn record(inner: &Arc<Inner>, handle: &Handle, snapshot: Snapshot) -> Result<Snapshot, Error> {
-    let durability = if snapshot.is_automatic() { Durability::Process } else { Durability::Power };
-    match inner.store.insert_snapshot(handle.id, &snapshot, durability).await {
+    let row = inner.store.insert_snapshot(handle.id, &snapshot, durability(&snapshot)).await;
+    recorded(inner, handle, snapshot, row).await
+}
+
+/// What becomes of a state whose folder is there and whose row is, or is not.
+async fn recorded(
+    inner: &Arc<Inner>,
+    handle: &Handle,
+    snapshot: Snapshot,
+    row: Result<(), StoreError>,
+) -> Result<Snapshot, Error> {
+    match row {
         Ok(()) => {
             handle.history.put(snapshot.clone());
             Ok(snapshot)

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! a step ends ─► told ─► keep: changed? ─no──► the step has the state before it
-//!                  │              └─yes─► preflush · freeze · snapshot · thaw ─► row ─► what changed ─► retain
+//!                  │              └─yes─► preflush · freeze · snapshot settled · thaw ─► row, and written out
+//!                  │                       ─► what changed ─► retain
 //!                  └─ the next step begins when that is done: `settled`
 //! NAME@STATE ─► resolve ─► a kept state, held against being let go while it is used
 //! ```
 //!
 //! Invariants:
 //! - Whoever takes, drops or replaces states of a computer holds its [`Turn`].
-//! - A state has its row after its folder, and loses it before. What a crash leaves of either alone goes at
-//!   the next start; but of a state that a restore keeps, the row comes first (see `Snapshot::went_to`).
+//! - A state has its row once its content is settled, and is known once its folder is there too; it loses the
+//!   row first. What a crash leaves of either alone goes at the next start; but of a state that a restore keeps,
+//!   the row comes first (see `Snapshot::went_to`).
 //! - A state that something descends from leaves its row behind, so that what two states have in common is
 //!   found when it is gone.
 //! - What is frozen is thawed: by its owner, by the launcher where this process has gone, by the next start.

@@ -14,10 +14,14 @@
 //! Deliberately absent: TLS, retries, any decision about what an error means.
 
 mod calls;
+mod event;
 mod history;
+mod life;
 mod ports;
+mod service;
 mod session;
 mod streams;
+mod trash;
 mod upload;
 
 use std::{
@@ -42,10 +46,11 @@ use tokio::{net::TcpStream, sync::mpsc};
 
 pub use self::{
     calls::{ComputerFilter, NetLogFilter, Order, WriteFile},
-    history::{StateGrep, StepFilter},
+    event::{EventFilter, EventStream, Told},
+    history::{Exploring, StateGrep, StepFilter},
     ports::PortStream,
     session::{Session, SessionInput, SessionOutput},
-    streams::{ByteStream, FileHead, Lines, OutputStream},
+    streams::{ByteStream, Events, FileHead, Lines, OutputStream},
 };
 use crate::{ErrorBody, ErrorDetail};
 

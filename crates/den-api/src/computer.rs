@@ -50,6 +50,10 @@ pub struct CreateComputer {
     /// What it may reach; as the house has it without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<NetRequest>,
+    /// Sleeps by itself after so long without use: `10m`, or `10m:stop`; never without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "10m")]
+    pub idle: Option<String>,
 }
 
 /// A number, or a number with a unit as text. Kept as text until it is checked, so that the
@@ -129,6 +133,13 @@ pub struct ComputerView {
     pub address: String,
     /// What this computer can do: `exec`, `files`, `pty`, ….
     pub capabilities: Vec<String>,
+    /// When it sleeps by itself: `10m`, `10m:stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "10m")]
+    pub idle: Option<String>,
+    /// Whether it sleeps because nobody used it: the next request wakes it.
+    #[serde(default)]
+    pub asleep: bool,
     /// What it uses now; only in the answer for one computer, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageView>,

@@ -291,6 +291,12 @@ pub struct FactChange {
     /// What it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
+    /// Of a repository: the files that were not as last added, by path; at most 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files_before: Vec<String>,
+    /// Those that are not as last added now; at most 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files_after: Vec<String>,
 }
 
 /// How many of each.
@@ -319,6 +325,23 @@ pub struct DiffView {
     pub truncated: bool,
     /// By meaning.
     pub facts: Vec<FactChange>,
+    /// What lies beside the tree that is compared, and differs too: `/var/lib/docker` and the like.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+}
+
+/// How far a diff or a merge is, where it is asked for as `text/event-stream`: events `progress`, and then
+/// `end` with what it would have answered, or `error`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProgressView {
+    /// `keeping`, `finding`, `comparing`, `deciding`, `describing`, `meaning` or `applying`.
+    #[schema(example = "comparing")]
+    pub phase: String,
+    /// How many paths of this phase are done.
+    pub done: u64,
+    /// Of how many, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<u64>,
 }
 
 /// `POST /v1/computers/{c}/merge`: the changes of a fork since it was made, into `{c}`.
@@ -365,6 +388,18 @@ pub struct ConflictView {
     pub text: Option<String>,
 }
 
+/// A change of a fork that is not merged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SkippedView {
+    /// Which path.
+    pub path: String,
+    /// How it was changed in the fork.
+    pub kind: ChangeKind,
+    /// A sentence for people.
+    #[schema(example = "each computer has its own")]
+    pub message: String,
+}
+
 /// The answer to a merge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MergeView {
@@ -378,6 +413,12 @@ pub struct MergeView {
     pub count: ChangeCount,
     /// What stands against it. Where there is any, nothing was changed.
     pub conflicts: Vec<ConflictView>,
+    /// What the fork has changed and does not come: each computer has its own. At most 1,000.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<SkippedView>,
+    /// What lies beside the tree that is merged, and was changed in the fork: it does not come.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
     /// The step that the merge is; none where nothing was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<u64>,

@@ -91,7 +91,7 @@ pub struct SignalRequest {
 pub struct StepView {
     /// Its number in its computer, from 1.
     pub number: u64,
-    /// `exec`, `entrypoint`, `files`, `restore` or `merge`.
+    /// `exec`, `entrypoint`, `files`, `restore`, `merge` or `service`.
     pub kind: String,
     /// `running` or `ended`.
     pub status: String,

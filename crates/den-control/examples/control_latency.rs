@@ -49,6 +49,7 @@ async fn main() {
         disk_size: Some(den_model::Bytes::gib(2)),
         defaults: Config::default_limits(),
         agent,
+        trash_for: Duration::ZERO,
     };
     let who = Who("example".to_owned());
     let begun = Instant::now();
@@ -145,7 +146,7 @@ async fn main() {
     let mut removes = Vec::new();
     for name in &names[3..] {
         let begun = Instant::now();
-        control.remove(name, &who).await.expect("remove");
+        control.remove(name, den_control::Removal::ForGood, &who).await.expect("remove");
         removes.push(begun.elapsed());
     }
     shown("remove", removes);

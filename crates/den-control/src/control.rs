@@ -13,22 +13,27 @@ use den_api::{ComputerView, Page, UsageView, VersionView};
 use den_disk::{DiskConfig, Disks, StorageChoice};
 use den_image::ImageStore;
 use den_machine::{Machines, MachinesConfig};
-use den_model::{Bytes, Cpus, Limits, Micros, State};
+use den_model::{Bytes, Cpus, EventKind, Limits, Micros, State};
 use den_store::Store;
 use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     Error,
     errors::chain,
+    events::Events,
     handle::{Ask, Handle},
     history::{House, thaw_all},
     idempotency::Keys,
     limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, KEEP_WAIT, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
+    metrics::Metrics,
     net::{HouseNet, gate::Gate},
     ports, recover,
     registry::Registry,
+    trash::{self, Trash},
+    watch::{self, Watch},
 };
 
 /// What a house is opened with. All of it has been checked.
@@ -54,6 +59,8 @@ pub struct Config {
     /// Automatic states of one computer that are all kept; older ones are thinned. [`crate::limits::STATES_NEWEST`] as a
     /// rule.
     pub keep_states: usize,
+    /// How long what is removed lies in the trash; 0: it goes for good at once.
+    pub trash_for: Duration,
 }
 
 impl Config {
@@ -97,7 +104,12 @@ pub(crate) struct Inner {
     pub defaults: Limits,
     /// Of the kernel: another one means that the host restarted.
     pub boot_id: String,
+    /// Sockets of what runs.
+    pub run: PathBuf,
+    pub metrics: Metrics,
+    pub watch: Watch,
     pub store: Store,
+    pub events: Arc<Events>,
     pub images: ImageStore,
     pub machines: Machines,
     pub net: HouseNet,
@@ -105,6 +117,7 @@ pub(crate) struct Inner {
     pub history: House,
     disks: RwLock<Option<Disks>>,
     pub registry: Registry<Handle>,
+    pub trash: Trash,
     pub keys: Keys,
     pub tasks: TaskTracker,
     /// What the launcher still unmakes of computers that are gone.
@@ -135,7 +148,8 @@ impl Control {
     /// Errors: `store_locked`, `store_newer` and what else the store, the disks, the images or the
     /// launcher meet.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net, keep_states } = config;
+        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net, keep_states, trash_for } =
+            config;
         let (opened, folder) = (data.clone(), images.clone());
         let (store, disks, image_store, boot_id) = blocking(move || {
             fs_err::create_dir_all(&opened)
@@ -168,11 +182,18 @@ impl Control {
             }
         };
         // After the launcher, which makes the gate's namespace.
-        let gate = Gate::open(&data, &gate_run, &net).await?;
+        let events = Arc::new(Events::new(&store));
+        let (of_launcher, of_gate) = (Arc::clone(&events), Arc::clone(&events));
+        machines.on_restart(move || of_launcher.tell(EventKind::LauncherRestarted, None, None, Value::Null));
+        let gate = Gate::open(&data, &gate_run, &net, of_gate).await?;
         let control = Self(Arc::new(Inner {
             data,
             defaults,
             boot_id,
+            run: gate_run,
+            metrics: Metrics::default(),
+            watch: Watch::default(),
+            events,
             store,
             images: image_store,
             machines,
@@ -181,13 +202,21 @@ impl Control {
             history,
             disks: RwLock::new(Some(disks)),
             registry: Registry::new(),
+            trash: Trash::new(trash_for),
             keys: Keys::default(),
             tasks: TaskTracker::new(),
             endings: TaskTracker::new(),
             closing: AtomicBool::new(false),
             dials: Arc::new(Semaphore::new(ports::dials_max())),
         }));
+        let ran = running.len();
         recover::take_up(&control.0, running).await?;
+        control.end_explorations();
+        control.0.tasks.spawn(trash::look_after(Arc::clone(&control.0)));
+        let known = control.0.registry.all().len();
+        let detail = json!({ "version": env!("CARGO_PKG_VERSION"), "computers": known, "running": ran });
+        control.0.events.tell(EventKind::DaemonStarted, None, None, detail);
+        tokio::spawn(watch::run(Arc::downgrade(&control.0)));
         // The first computer shall not find it starting. Without one, all goes on, and nothing leaves.
         control.0.gate.settled().await;
         Ok(control)
@@ -197,7 +226,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`, `ambiguous_id`.
     pub async fn get(&self, computer: &str) -> Result<ComputerView, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let mut view = handle.view();
         if view.state == State::Running {
             match self.0.machines.usage(handle.id).await {
@@ -226,7 +255,7 @@ impl Control {
         let after = after.map_err(|error| Error::bad_request(format!("`after`: {error}")))?;
         let limit = page_limit(limit)?;
         let (page, more) = self.0.registry.page(after, limit, |handle| {
-            state.is_none_or(|state| state == handle.state())
+            state.map_or(handle.state() != State::Trashed, |state| state == handle.state())
                 && labels.iter().all(|(key, value)| handle.spec.labels.get(key) == Some(value))
         });
         let next = page.last().filter(|_| more).map(|last| last.id.to_string());
@@ -266,7 +295,8 @@ impl Control {
                 let _ = status.wait_for(|status| settled(status.state)).await;
             }
             // One that is not running refuses, and is what it should be.
-            let _ = handle.ask(|reply| Ask::Stop { grace, reply }).await;
+            let who = "shutdown".to_owned();
+            let _ = handle.ask(|reply| Ask::Stop { grace, who, reply }).await;
             // One that is being removed ends the same way, or resists and is swept by the next start.
             let gone = status.wait_for(|status| status.machine.is_none());
             let _ = tokio::time::timeout(grace + STOP_MARGIN + STEPS_END_WAIT, gone).await;
@@ -275,6 +305,8 @@ impl Control {
         self.0.tasks.close();
         self.0.endings.close();
         let _ = tokio::time::timeout(ENDINGS_WAIT, self.0.endings.wait()).await;
+        self.0.events.tell(EventKind::DaemonEnded, None, None, Value::Null);
+        self.0.events.close().await;
         // Before its namespace goes, and before the disks do that its records lie on.
         self.0.gate.exit().await;
         self.0.machines.exit().await?;

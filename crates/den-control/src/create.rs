@@ -9,16 +9,17 @@
 //! crash cut off is unmade by the next start, unless the host went down too: then the row may have
 //! been acknowledged, and becomes a stopped computer.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use den_api::{ComputerView, CreateComputer};
 use den_disk::Identity;
 use den_gate::policy::Policy;
 use den_image::Image;
 use den_machine::{BootPlan, Machine};
-use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, Parent, State, Tier};
+use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, EventKind, Parent, State, Tier};
 use den_store::{Durability, Idempotency, StoreError};
 use den_sys::failpoint;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -29,7 +30,9 @@ use crate::{
     exec::start_entrypoint,
     handle::{Ask, Handle, Known, Reply, Status},
     idempotency::{Claim, Ticket, outcome},
+    life,
     limits::IDEMPOTENCY_KEY_BYTES_MAX,
+    metrics::Operation,
     names::friendly,
     net::{self, Net},
     spec::{self, Wanted},
@@ -46,9 +49,11 @@ impl Control {
     /// Errors: `bad_name`, `bad_size`, `bad_request`, `unsupported`, `name_taken`, `image_not_found`,
     /// `idempotency_mismatch`, `host_full`, `host_lacks`. Nothing is left of it then.
     pub async fn create(&self, request: CreateComputer, key: Option<String>, who: &Who) -> Result<ComputerView, Error> {
+        let began = Instant::now();
         self.0.open_for_work()?;
         let wanted = spec::check(&request, self.0.defaults)?;
         let policy = net::of_create(request.net.as_ref(), &self.0.net)?;
+        let idle = life::idle::parse(request.idle.as_deref())?;
         let ticket = match key {
             None => None,
             Some(key) => match self.claim(&key, &request).await? {
@@ -61,11 +66,15 @@ impl Control {
             return Err(Error::bad_request(format!("`entrypoint`: the image `{}` has no command", wanted.image)));
         }
         let (handle, inbox) = self.reserve(wanted, policy, &image, None)?;
+        handle.idle.set(idle);
         tracing::debug!(computer = %handle.id, who = who.0, "a computer is made");
         let (reply, made) = oneshot::channel();
-        self.0.tasks.spawn(make(Arc::clone(&self.0), handle, inbox, image, ticket, reply));
+        self.0.tasks.spawn(make(Arc::clone(&self.0), handle, inbox, image, ticket, who.0.clone(), reply));
         match made.await.map_err(|_| Error::shutting_down())?? {
-            Outcome::Made(view) => Ok(*view),
+            Outcome::Made(view) => {
+                self.0.metrics.took(Operation::Create, began);
+                Ok(*view)
+            }
             Outcome::Replay(id) => self.replayed(id),
         }
     }
@@ -93,7 +102,8 @@ impl Control {
     }
 
     fn replayed(&self, id: ComputerId) -> Result<ComputerView, Error> {
-        self.0.registry.get(id).map(|handle| handle.view()).ok_or_else(|| {
+        let there = self.0.registry.get(id).filter(|handle| handle.state() != State::Trashed);
+        there.map(|handle| handle.view()).ok_or_else(|| {
             Error::computer_not_found(&id.to_string())
                 .hint("this idempotency key made it, and it was removed since: take a new key")
         })
@@ -121,7 +131,7 @@ impl Control {
             entrypoint,
         };
         let at = now();
-        let status = Status { state: State::Creating, reason: None, changed_at: at, machine: None, restoring: None };
+        let status = Status::of(State::Creating, None, at);
         let add = |name: ComputerName| {
             let net = Net::new(policy.clone());
             let (parent, steps_dir) = (parent.clone(), steps_dir.clone());
@@ -161,6 +171,7 @@ async fn make(
     inbox: mpsc::Receiver<Ask>,
     image: Arc<Image>,
     ticket: Option<Ticket>,
+    who: String,
     reply: Reply<Outcome>,
 ) {
     failpoint::hit("create.reserved");
@@ -171,8 +182,13 @@ async fn make(
     let asked = ticket.as_ref().zip(hash.as_ref());
     let asked = asked.map(|(ticket, hash)| Idempotency { key: ticket.key(), request_hash: hash });
     let inserted = inner.store.insert_computer(&row, asked, Durability::Power);
+    // Queued behind the row, so that the same flush has both.
+    let idle = handle.idle.get().map(|idle| inner.store.set_idle(id, Some(idle), Durability::Power));
     let inserted = async {
-        let inserted = inserted.await;
+        let mut inserted = inserted.await;
+        if let (Ok(()), Some(idle)) = (&inserted, idle) {
+            inserted = idle.await;
+        }
         failpoint::hit("create.row");
         inserted
     };
@@ -203,6 +219,8 @@ async fn make(
             }
             tracing::info!(computer = %id, name = %handle.name(), image = %handle.spec.image, "a computer runs");
             drop(reply.send(Ok(Outcome::Made(Box::new(handle.view())))));
+            let image = handle.spec.image.to_string();
+            inner.events.tell(EventKind::Created, Some(&handle), Some(&who), json!({ "image": image }));
             if handle.spec.entrypoint {
                 start_entrypoint(&inner, &handle, machine);
             }
@@ -267,6 +285,7 @@ pub(crate) async fn make_zero(inner: &Inner, handle: &Handle) -> Result<(), Erro
 /// Boots a computer on the disk it has. The gate takes its link up while its agent wakes.
 pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
     let disk = inner.disks()?.disk(handle.id);
+    handle.history.boots();
     let plan = BootPlan {
         id: handle.id,
         hostname: handle.name().as_str(),

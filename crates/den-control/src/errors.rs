@@ -85,6 +85,11 @@ impl Error {
             .hint("`den ls` lists those there are")
     }
 
+    pub(crate) fn trashed(name: &ComputerName) -> Self {
+        Self::new("computer_trashed", 404, format!("`{name}` is in the trash"))
+            .hint(format!("`den undo {name}` brings it back; its log, files and states can be read as it lies there"))
+    }
+
     pub(crate) fn step_not_found(name: &ComputerName, number: u64) -> Self {
         Self::new("step_not_found", 404, format!("`{name}` has no step {number}"))
             .hint(format!("`den log {name}` lists its steps"))
@@ -122,6 +127,12 @@ impl Error {
         use den_model::Request;
         match (refused.state, refused.request) {
             (State::Removing, _) => Self::computer_not_found(name.as_str()),
+            (State::Unplugged, _) => Self::unplugged(name),
+            (State::Paused, request @ (Request::Use | Request::Start)) => {
+                Self::new("wrong_state", 409, format!("`{name}` is paused, and so does not take `{request}`"))
+                    .hint(format!("`den resume {name}` lets it go on"))
+            }
+            (State::Trashed, _) => Self::trashed(name),
             (state @ (State::Stopped | State::Failed), Request::Use) => {
                 Self::new("computer_stopped", 409, format!("`{name}` is {state}"))
                     .hint(format!("start it with `den start {name}`"))
@@ -136,6 +147,17 @@ impl Error {
             }
         }
         .because(refused)
+    }
+
+    pub(crate) fn unplugged(name: &ComputerName) -> Self {
+        Self::new("unplugged", 409, format!("`{name}` is unplugged: it stands still, and takes nothing"))
+            .hint(format!("`den replug {name}` takes it back; its log, files, states and flows may be read"))
+    }
+
+    pub(crate) fn unsupported_memory(name: &ComputerName) -> Self {
+        let message = format!("the memory of `{name}` cannot be written to the disk: there is no CRIU 4.2 or newer");
+        Self::new("unsupported", 501, message)
+            .hint(format!("`den pause {name}` keeps it in memory; `den stop {name}` keeps the disk alone"))
     }
 
     pub(crate) fn restoring(name: &ComputerName, state: &StateName) -> Self {
@@ -163,6 +185,15 @@ impl Error {
     pub(crate) fn link(name: &ComputerName, error: LinkError) -> Self {
         match error {
             LinkError::Failed(failure) => Self::failure(name, &failure),
+            LinkError::Silent(waited) => {
+                let waited = waited.as_secs();
+                Self::new("agent_lost", 502, format!("the agent in `{name}` does not answer, for {waited} s now"))
+                    .hint(format!(
+                        "`den info {name}` shows what it uses; `den stop {name}` ends it, and its disk stays"
+                    ))
+                    .retryable()
+                    .because(error)
+            }
             other => Self::new("agent_lost", 502, format!("the agent in `{name}` is not to be reached"))
                 .hint(format!("`den info {name}` shows whether it still runs"))
                 .retryable()
@@ -236,6 +267,10 @@ impl From<StoreError> for Error {
                 Self::new("label_taken", 409, format!("there is a state `{label}` already"))
                     .hint("take another label, or let that one go with `den snaps rm NAME@LABEL`")
             }
+            StoreError::ServiceExists { .. } => Self::new("service_exists", 409, error.to_string()),
+            StoreError::NoSuchService { .. } => Self::new("service_not_found", 404, error.to_string()),
+            StoreError::NothingToUndo { .. } => Self::new("nothing_to_undo", 409, "it was taken back already")
+                .hint("`den undo --list` shows what can be"),
             StoreError::Closed => Self::shutting_down(),
             _ => Self::new(error.code(), 500, error.to_string()),
         }

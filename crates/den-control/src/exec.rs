@@ -7,12 +7,12 @@
 //!
 //! The task is the step's own, so a caller that goes away leaves nothing half done.
 
-use std::{os::fd::AsFd, sync::Arc};
+use std::{os::fd::AsFd, sync::Arc, time::Instant};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use den_api::{ExecRequest, Page, PtySize, SignalRequest, StepView};
 use den_machine::{LinkError, Machine, StepEvent, StepEvents, StepInput, StepLink};
-use den_model::{ComputerName, Micros, Step, StepEnd, StepKind};
+use den_model::{ComputerName, Micros, ServiceName, Step, StepEnd, StepKind};
 use den_store::{Durability, Order};
 use den_sys::failpoint;
 use den_wire::{
@@ -27,8 +27,10 @@ use crate::{
     control::{Control, Inner, now, page_limit},
     errors::{chain, too_long, too_many},
     handle::{Handle, Reply},
-    limits::{COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT, START_PATIENCE_MS},
+    life::Awake,
+    limits::{ANSWER_WAIT, COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT, START_PATIENCE_MS},
     log::{LastRecord, end_of, first_words},
+    metrics::Operation,
     output::{Follow, OutputReader, OutputStream, Progress, Reading},
     parse_signal, spec,
     steps::{Live, finish},
@@ -79,9 +81,10 @@ impl Input {
     }
 
     async fn link(&mut self) -> Result<&mut StepInput, Error> {
+        self.handle.plugged()?;
         let link = match self.link.take() {
             Some(link) => link,
-            None => join(&self.handle, &self.handle.admit()?, self.number).await?,
+            None => join(&self.handle, &*self.handle.awake().await?, self.number).await?,
         };
         Ok(self.link.insert(link))
     }
@@ -107,6 +110,8 @@ struct Plan {
     pty: bool,
     who: String,
     exec: Exec,
+    /// The service of which it is a start.
+    service: Option<ServiceName>,
     /// All of its standard input.
     stdin: Option<Vec<u8>>,
 }
@@ -124,14 +129,17 @@ impl Control {
     /// Errors: `computer_not_found`, `computer_stopped`, `wrong_state`, `bad_request`,
     /// `no_such_user`, `no_such_cwd`, `no_processes`, `too_many`, `agent_lost`.
     pub async fn exec(&self, computer: &str, request: ExecRequest, who: &Who) -> Result<Execution, Error> {
+        let began = Instant::now();
         let handle = self.0.registry.find(computer)?;
-        let machine = handle.admit()?;
-        handle.steps.room()?;
+        handle.plugged()?;
         let plan = Plan::check(&self.0, &handle, request, who)?;
         let turn = reader_turn(&handle)?;
+        let awake = handle.awake().await?;
+        handle.steps.room()?;
         let (reply, started) = oneshot::channel();
-        self.0.tasks.spawn(run(Arc::clone(&self.0), Arc::clone(&handle), machine, plan, reply));
+        self.0.tasks.spawn(run(Arc::clone(&self.0), Arc::clone(&handle), awake.machine(), plan, reply));
         let Started { live, input } = started.await.map_err(|_| Error::shutting_down())??;
+        self.0.metrics.took(Operation::Exec, began);
         let step = StepView::from(&live.step);
         let output = OutputReader::new(Reading {
             name: handle.name().clone(),
@@ -158,7 +166,7 @@ impl Control {
         follow: Follow,
         only: Option<OutputStream>,
     ) -> Result<OutputReader, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let turn = reader_turn(&handle)?;
         let (progress, log) = match self.find_step(&handle, number).await? {
             Found::Running(live) => (live.progress.subscribe(), live.log.clone()),
@@ -186,7 +194,7 @@ impl Control {
         let handle = self.0.registry.find(computer)?;
         let link = match self.find_step(&handle, number).await? {
             Found::Running(live) if live.has_ended() => None,
-            Found::Running(_) => match join(&handle, &handle.admit()?, number).await {
+            Found::Running(_) => match join(&handle, &*handle.awake().await?, number).await {
                 Ok(link) => Some(link),
                 Err(error) if error.code == "step_ended" => None,
                 Err(error) => return Err(error),
@@ -216,7 +224,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`, `step_not_found`.
     pub async fn step(&self, computer: &str, number: u64) -> Result<StepView, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         Ok(match self.find_step(&handle, number).await? {
             Found::Running(live) => StepView::from(&live.present()),
             Found::Ended(step) => StepView::from(&*step),
@@ -231,7 +239,7 @@ impl Control {
         limit: Option<usize>,
         order: Order,
     ) -> Result<Page<StepView>, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let limit = page_limit(limit)?;
         handle.steps.recorded().await;
         let rows = self.0.store.steps(handle.id, after, limit, order).await?;
@@ -247,12 +255,12 @@ impl Control {
         Ok(Page { items, next })
     }
 
-    async fn running_step(&self, computer: &str, number: u64) -> Result<(Arc<Handle>, Machine), Error> {
+    async fn running_step(&self, computer: &str, number: u64) -> Result<(Arc<Handle>, Awake), Error> {
         let handle = self.0.registry.find(computer)?;
         match self.find_step(&handle, number).await? {
             Found::Running(live) if !live.has_ended() => {
-                let machine = handle.admit()?;
-                Ok((handle, machine))
+                let awake = handle.awake().await?;
+                Ok((handle, awake))
             }
             Found::Running(_) | Found::Ended(_) => Err(Error::step_ended(handle.name(), number)),
         }
@@ -328,10 +336,11 @@ impl Plan {
             pty,
             timeout_ms,
             keep_bytes,
+            whole: false,
             patience_ms: waits.then_some(START_PATIENCE_MS),
         };
         let (pty, who) = (exec.pty.is_some(), who.0.clone());
-        Ok(Self { kind: StepKind::Exec, argv, cwd, user, pty, who, exec, stdin })
+        Ok(Self { kind: StepKind::Exec, argv, cwd, user, pty, who, exec, service: None, stdin })
     }
 }
 
@@ -358,6 +367,33 @@ pub(crate) fn start_entrypoint(inner: &Arc<Inner>, handle: &Arc<Handle>, machine
         }
         Err(error) => tracing::warn!(computer = %handle.id, %error, "the image's own command is not started"),
     }
+}
+
+/// What the agent is told of a start of a service, or of a look whether it is ready.
+///
+/// Errors: `bad_request`.
+pub(crate) fn check_service(inner: &Inner, handle: &Handle, request: ExecRequest) -> Result<Exec, Error> {
+    Plan::check(inner, handle, request, &Who(String::new())).map(|plan| plan.exec)
+}
+
+/// Starts a service as a step, and returns once the agent has it.
+///
+/// Errors: as of [`Control::exec`]; `service_not_found` where it was removed just now.
+pub(crate) async fn start_service(
+    inner: &Arc<Inner>,
+    handle: &Arc<Handle>,
+    machine: &Machine,
+    name: &ServiceName,
+    request: ExecRequest,
+) -> Result<Arc<Live>, Error> {
+    handle.steps.room()?;
+    let plan = Plan::check(inner, handle, request, &Who(name.who()))?;
+    // None of its processes is left to be in the way of the next start.
+    let exec = Exec { whole: true, ..plan.exec };
+    let plan = Plan { kind: StepKind::Service, service: Some(name.clone()), exec, ..plan };
+    let (reply, started) = oneshot::channel();
+    inner.tasks.spawn(run(Arc::clone(inner), Arc::clone(handle), machine.clone(), plan, reply));
+    Ok(started.await.map_err(|_| Error::shutting_down())??.live)
 }
 
 /// The task of one step.
@@ -395,21 +431,28 @@ async fn run(inner: Arc<Inner>, handle: Arc<Handle>, machine: Machine, plan: Pla
 type Begun = (Arc<Live>, StepLink, Option<Vec<u8>>);
 
 async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan: Plan) -> Result<Begun, Error> {
-    let Plan { kind, argv, cwd, user, pty, who, mut exec, stdin } = plan;
+    let Plan { kind, argv, cwd, user, pty, who, mut exec, service, stdin } = plan;
     handle.history.settled().await;
     let number = handle.steps.number();
     exec.step = number;
     let step = Step { user, cwd, pty, ..Step::begun(number, kind, argv, who, now()) };
     // The log is made while the writer has the row.
-    let row = inner.store.insert_step(handle.id, &step, Durability::Process);
+    let row = match &service {
+        None => inner.store.insert_step(handle.id, &step, Durability::Process),
+        Some(name) => inner.store.begin_service(handle.id, name.clone(), &step, Durability::Process),
+    };
     let log = handle.steps.logs.create(number).map(Arc::new);
     let live = Live::new(step, log.as_ref().ok().cloned());
     handle.steps.add(&live);
+    inner.metrics.step_started(kind);
     if let Err(error) = row.await {
         handle.steps.forget(number);
         return Err(error.into());
     }
     failpoint::hit("exec.row");
+    if let Some(name) = &service {
+        handle.services.began(name, number);
+    }
     let log = match log {
         Ok(log) => log,
         Err(error) => {
@@ -425,7 +468,7 @@ async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan
         }
     };
     failpoint::hit("exec.log");
-    match machine.link().exec(&exec, log.as_fd()).await {
+    match answered(handle, machine.link().exec(&exec, log.as_fd())).await {
         Ok(link) => Ok((live, link, stdin)),
         Err(error) => {
             let error = handle.link_error(error);
@@ -436,6 +479,18 @@ async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan
                 not_started(inner, handle, &live, &error.message).await;
             }
             Err(error)
+        }
+    }
+}
+
+/// What the agent says to a command, if it says anything while its computer does not stand still on purpose.
+async fn answered<T>(handle: &Handle, answer: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        match tokio::time::timeout(ANSWER_WAIT, &mut answer).await {
+            Ok(answer) => return answer,
+            Err(_) if handle.stand.is_wanted() => {}
+            Err(_) => return Err(LinkError::Silent(ANSWER_WAIT)),
         }
     }
 }
@@ -472,7 +527,7 @@ pub(crate) async fn follow(
                 tracing::debug!(computer = %handle.id, step = live.step.number, error = chain(&error), "it ended with its computer");
                 return end_from_log(inner, handle, live).await;
             }
-            Err(_) => match attach_again(machine, live.step.number).await {
+            Err(_) => match join_again(handle, machine, live.step.number).await.and_then(Result::ok) {
                 Some(link) => events = link.events,
                 None => return end_from_log(inner, handle, live).await,
             },
@@ -480,11 +535,22 @@ pub(crate) async fn follow(
     }
 }
 
-/// Joins a step whose link broke; `None` where it or its computer has ended.
-async fn attach_again(machine: &Machine, number: u64) -> Option<StepLink> {
-    tokio::select! {
-        () = machine.died() => None,
-        joined = tokio::time::timeout(RECOVERY_WAIT, machine.link().attach(number)) => joined.ok()?.ok(),
+/// Joins a running step once more; waits for a computer that stands still. `None` where the computer has ended,
+/// or does not answer.
+pub(crate) async fn join_again(handle: &Handle, machine: &Machine, number: u64) -> Option<Result<StepLink, LinkError>> {
+    loop {
+        let joined = async {
+            handle.moves().await;
+            tokio::time::timeout(RECOVERY_WAIT, machine.link().attach(number)).await
+        };
+        tokio::select! {
+            () = machine.died() => return None,
+            joined = joined => match joined {
+                Ok(joined) => return Some(joined),
+                Err(_) if handle.stands() => {}
+                Err(_) => return None,
+            },
+        }
     }
 }
 

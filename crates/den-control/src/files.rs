@@ -14,6 +14,7 @@ use crate::{
     Error, Who,
     control::{Control, Inner, now},
     handle::Handle,
+    life::{Awake, Busy},
     limits::DEPTH_MAX,
     steps::{Live, finish},
 };
@@ -41,6 +42,7 @@ pub struct FileReader {
     source: DataSource,
     /// Came already, so that a refusal is known before an answer begins.
     first: Option<Bytes>,
+    _busy: Busy,
 }
 
 impl FileReader {
@@ -62,6 +64,7 @@ struct Sink {
 impl Sink {
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let Some(sink) = &mut self.sink else { return Err(broken()) };
+        self.step.handle.plugged()?;
         match sink.send(bytes).await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -123,6 +126,7 @@ impl TarWriter {
 pub struct Watcher {
     handle: Arc<Handle>,
     changes: Changes,
+    _busy: Busy,
 }
 
 impl Watcher {
@@ -201,7 +205,7 @@ impl Control {
     ///
     /// Errors: `file_not_found`, `computer_stopped` and the others of files, as for all here.
     pub async fn stat(&self, computer: &str, path: &[u8], follow: bool) -> Result<StatView, Error> {
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let stat = machine.link().stat(path, follow).await.map_err(|error| handle.link_error(error))?;
         Ok(stat_view(&stat))
     }
@@ -211,7 +215,7 @@ impl Control {
         if depth == 0 || depth > DEPTH_MAX {
             return Err(Error::bad_request(format!("`depth`: {depth} is not from 1 to {DEPTH_MAX}")));
         }
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let entries = machine.link().list(path, depth).await.map_err(|error| handle.link_error(error))?;
         Ok(entries.iter().map(stat_view).collect())
     }
@@ -224,31 +228,31 @@ impl Control {
         offset: u64,
         length: Option<u64>,
     ) -> Result<(StatView, FileReader), Error> {
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let (stat, source) =
             machine.link().read(path, offset, length).await.map_err(|error| handle.link_error(error))?;
-        Ok((stat_view(&stat), FileReader { handle, source, first: None }))
+        Ok((stat_view(&stat), FileReader { _busy: Busy::of(&handle), handle, source, first: None }))
     }
 
     /// Packs a path into a tar stream.
     pub async fn tar_out(&self, computer: &str, path: &[u8], follow: bool) -> Result<FileReader, Error> {
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let mut source = machine.link().tar_out(path, follow).await.map_err(|error| handle.link_error(error))?;
         let first = source.next().await.map_err(|error| handle.link_error(error))?;
-        Ok(FileReader { handle, source, first })
+        Ok(FileReader { _busy: Busy::of(&handle), handle, source, first })
     }
 
     /// Watches a path; the watch is armed when this returns.
     pub async fn watch(&self, computer: &str, path: &[u8], recursive: bool) -> Result<Watcher, Error> {
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let changes = machine.link().watch(path, recursive).await.map_err(|error| handle.link_error(error))?;
-        Ok(Watcher { handle, changes })
+        Ok(Watcher { _busy: Busy::of(&handle), handle, changes })
     }
 
     /// Writes a file.
     pub async fn write_file(&self, computer: &str, file: WriteFile, who: &Who) -> Result<FileWriter, Error> {
         let WriteFile { path, mode, owner, mtime, parents, append } = file;
-        let (handle, machine) = self.enter(computer, &[&path])?;
+        let (handle, machine) = self.enter(computer, &[&path]).await?;
         check_mode(mode)?;
         let verb = if append { "append" } else { "write" };
         let argv = vec![verb.to_owned(), text(&path)];
@@ -269,7 +273,7 @@ impl Control {
         rename: Option<Vec<u8>>,
         who: &Who,
     ) -> Result<TarWriter, Error> {
-        let (handle, machine) = self.enter(computer, &[path])?;
+        let (handle, machine) = self.enter(computer, &[path]).await?;
         let argv = vec!["unpack".to_owned(), text(path)];
         let mut step = Change::begin(&self.0, &handle, argv, owner.clone(), who).await?;
         match machine.link().tar_in(path, owner.as_deref(), rename.as_deref()).await {
@@ -282,7 +286,7 @@ impl Control {
     pub async fn change_file(&self, computer: &str, operation: FileOperation, who: &Who) -> Result<(), Error> {
         let (argv, request) = request_of(operation)?;
         let paths: Vec<&[u8]> = argv[1..].iter().map(String::as_bytes).collect();
-        let (handle, machine) = self.enter(computer, &paths)?;
+        let (handle, machine) = self.enter(computer, &paths).await?;
         let mut step = Change::begin(&self.0, &handle, argv, None, who).await?;
         match machine.link().change(&request).await {
             Ok(()) => {
@@ -294,9 +298,8 @@ impl Control {
     }
 
     /// Lets a file operation in, with paths that Linux can have.
-    fn enter(&self, computer: &str, paths: &[&[u8]]) -> Result<(Arc<Handle>, den_machine::Machine), Error> {
+    async fn enter(&self, computer: &str, paths: &[&[u8]]) -> Result<(Arc<Handle>, Awake), Error> {
         let handle = self.0.registry.find(computer)?;
-        let machine = handle.admit()?;
         for path in paths {
             if path.is_empty() {
                 return Err(Error::bad_request("`path` is empty"));
@@ -305,7 +308,8 @@ impl Control {
                 return Err(Error::bad_request("`path` has a zero byte in it"));
             }
         }
-        Ok((handle, machine))
+        let awake = handle.awake().await?;
+        Ok((handle, awake))
     }
 }
 

@@ -10,21 +10,24 @@ use std::{
 use den_api::{ComputerView, RestoreView};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Parent, Request, State, StateName};
+use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Parent, Request, Sleep, State, StateName};
 use minicbor::bytes::ByteVec;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Error,
     history::{History, fork::parent_view},
+    life::{By, Doors, IdleCell, Stand},
     limits::{DIALS_MAX, MAILBOX_MAX},
     net::{ADDRESS, Net, NetCell},
     registry::Entry,
+    services::Services,
     steps::Steps,
+    trash::{Removal, Undelete},
 };
 
 /// What every computer of this tier can do.
-const CAPABILITIES: [&str; 8] = ["exec", "pty", "stdin", "attach", "signal", "files", "watch", "tar"];
+const CAPABILITIES: [&str; 9] = ["exec", "pty", "stdin", "attach", "signal", "files", "watch", "tar", "pause"];
 
 /// One computer, for as long as it has a row.
 pub(crate) struct Handle {
@@ -36,12 +39,20 @@ pub(crate) struct Handle {
     pub status: watch::Sender<Status>,
     pub mailbox: mpsc::Sender<Ask>,
     pub steps: Steps,
+    /// What it keeps running.
+    pub services: Services,
     /// Its states.
     pub history: History,
     /// What it may reach.
     pub net: NetCell,
     /// Places for connections to ports inside.
     pub dials: Arc<Semaphore>,
+    /// Who is at it, and who wakes it.
+    pub doors: Doors,
+    /// Whether it stands still.
+    pub stand: Stand,
+    /// When it sleeps by itself.
+    pub idle: IdleCell,
     base: OnceLock<Arc<Base>>,
 }
 
@@ -68,14 +79,78 @@ pub(crate) struct Status {
     pub machine: Option<Machine>,
     /// While its disk is put back to a state: which.
     pub restoring: Option<StateName>,
+    /// It sleeps because nobody used it, and a request wakes it.
+    pub asleep: bool,
+    /// Nothing gets in: it is unplugged, or about to be.
+    pub cut: bool,
+    /// Where it stood when it was unplugged.
+    pub before: Option<State>,
+}
+
+impl Status {
+    /// One that has no processes.
+    pub(crate) fn of(state: State, reason: Option<String>, changed_at: Micros) -> Self {
+        let (machine, restoring, before) = (None, None, None);
+        Self { state, reason, changed_at, machine, restoring, asleep: false, cut: false, before }
+    }
 }
 
 /// What the task of a computer is asked.
 pub(crate) enum Ask {
-    Start { reply: Reply<()> },
-    Stop { grace: Duration, reply: Reply<()> },
-    Remove { reply: Reply<()> },
-    Restore { state: StateName, who: String, reply: Reply<RestoreView> },
+    Start {
+        who: String,
+        reply: Reply<()>,
+    },
+    Stop {
+        grace: Duration,
+        who: String,
+        reply: Reply<()>,
+    },
+    Remove {
+        removal: Removal,
+        who: String,
+        reply: Reply<()>,
+    },
+    Empty {
+        why: &'static str,
+        who: Option<String>,
+        reply: Reply<()>,
+    },
+    Undelete {
+        undelete: Undelete,
+        reply: Reply<ComputerView>,
+    },
+    Restore {
+        state: StateName,
+        who: String,
+        takes_back: Option<u64>,
+        reply: Reply<RestoreView>,
+    },
+    Pause {
+        by: By,
+        reply: Reply<()>,
+    },
+    Resume {
+        by: By,
+        reply: Reply<()>,
+    },
+    Unplug {
+        who: String,
+        reply: Reply<()>,
+    },
+    Replug {
+        who: String,
+        reply: Reply<()>,
+    },
+    /// A request came for it.
+    Wake {
+        reply: Reply<()>,
+    },
+    /// Nobody has used it since `since`.
+    Doze {
+        since: Micros,
+        then: Sleep,
+    },
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -121,8 +196,25 @@ impl Handle {
         let steps = Steps::new(steps_dir, last_step);
         let dials = Arc::new(Semaphore::new(DIALS_MAX));
         let net = NetCell::new(net);
-        let (history, base) = (History::new(), OnceLock::new());
-        let handle = Self { id, spec, created_at, parent, status, mailbox, steps, history, net, dials, base };
+        let (history, services, base) = (History::new(), Services::default(), OnceLock::new());
+        let (doors, stand, idle) = (Doors::new(), Stand::default(), IdleCell::default());
+        let handle = Self {
+            id,
+            spec,
+            created_at,
+            parent,
+            status,
+            mailbox,
+            steps,
+            services,
+            history,
+            net,
+            dials,
+            doors,
+            stand,
+            idle,
+            base,
+        };
         (Arc::new(handle), inbox)
     }
 
@@ -134,11 +226,14 @@ impl Handle {
         self.status.borrow().state
     }
 
-    /// Lets a command or a file operation in.
+    /// Lets a command or a file operation in where the computer runs; [`Handle::awake`] wakes it for it.
     ///
-    /// Errors: `computer_stopped`, `wrong_state`, `computer_not_found`.
+    /// Errors: `computer_stopped`, `wrong_state`, `unplugged`, `computer_not_found`.
     pub(crate) fn admit(&self) -> Result<Machine, Error> {
         let status = self.status.borrow();
+        if status.cut {
+            return Err(Error::unplugged(self.name()));
+        }
         status.state.ask(Request::Use).map_err(|refused| match &status.restoring {
             Some(state) => Error::restoring(self.name(), state),
             None => Error::refused(self.name(), refused),
@@ -179,7 +274,7 @@ impl Handle {
     }
 
     pub(crate) fn view(&self) -> ComputerView {
-        let Status { state, reason, changed_at, .. } = self.status.borrow().clone();
+        let Status { state, reason, changed_at, asleep, .. } = self.status.borrow().clone();
         let spec = &self.spec;
         ComputerView {
             id: self.id,
@@ -203,6 +298,8 @@ impl Handle {
             net: self.net.get().policy.posture.to_string(),
             address: ADDRESS.to_owned(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            idle: self.idle.get().map(|idle| idle.to_string()),
+            asleep: matches!(state, State::Paused | State::Stopped) && asleep,
             usage: None,
         }
     }

@@ -8,9 +8,14 @@
 //!                ├─ output: readers of log files, each at its own pace
 //!                ├─ files: through the agent, writes as steps
 //!                ├─ ports: what listens inside, connections to it
+//!                ├─ services: commands that are kept running, each start a step
 //!                ├─ history: states kept after steps, forked, compared, merged, gone back to
 //!                ├─ net: what a computer may reach; the gate kept running, told, and read from
+//!                ├─ usage, metrics, health, watch: what all of it takes, how it does, limits that are met
+//!                ├─ events: what happened, told in passing, followed from the store
+//!                ├─ life: sleeping, waking on request, being cut off
 //!                ├─ images: jobs over the image store
+//!                ├─ trash, undo: what was removed or done, for a while taken back
 //!                └─ recover: rows, machines and disks held against each other, at open
 //! ```
 //!
@@ -31,33 +36,44 @@
 mod control;
 mod create;
 mod errors;
+mod events;
 mod exec;
 mod files;
 mod handle;
+mod health;
 mod history;
 mod idempotency;
 mod images;
+mod life;
 pub mod limits;
 mod log;
 mod logs;
+mod metrics;
 mod names;
 mod net;
 mod output;
 mod ports;
 mod recover;
 mod registry;
+mod services;
 mod signals;
 mod spec;
 mod steps;
 mod task;
+mod trash;
+mod undo;
+mod usage;
+mod watch;
 
 pub use control::{Config, Control, ListComputers, Who};
 pub use den_disk::StorageChoice;
+pub use den_history::Progress;
 pub use den_store::Order;
 pub use errors::Error;
+pub use events::{EventReader, ReadEvents};
 pub use exec::{Execution, Input};
 pub use files::{FileReader, FileWriter, TarWriter, Watcher, WriteFile};
-pub use history::{DiffRequest, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching};
+pub use history::{DiffRequest, Exploration, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching};
 pub use images::Job;
 pub use net::{
     HouseNet,
@@ -66,3 +82,4 @@ pub use net::{
 pub use output::{Follow, OutputItem, OutputReader, OutputStream};
 pub use ports::Connection;
 pub use signals::parse_signal;
+pub use trash::Removal;

@@ -37,6 +37,8 @@ pub const START_PATIENCE_MS: u64 = 3;
 pub const STEPS_END_WAIT: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for the launcher to unmake what is left of removed computers.
 pub const ENDINGS_WAIT: Duration = Duration::from_secs(30);
+/// How long an agent may say nothing to a command: one that thrashes for want of memory takes seconds to start it.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// How long a question to an agent may go unanswered while the house is taken up again.
 pub const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 /// An idempotency key, in bytes.
@@ -93,9 +95,83 @@ pub const UNPIN_WAIT: Duration = Duration::from_secs(5);
 pub const STATES_SHOWN_MAX: usize = 20;
 /// Steps whose changes are looked for at a time, of all computers.
 pub const COMPARED_AT_ONCE: usize = 2;
+/// Services of one computer.
+pub const SERVICES_MAX: usize = 64;
+/// How long a request waits for its turn at a service: longer than one takes to be ended.
+pub const SERVICE_TURN_WAIT: Duration = Duration::from_secs(30);
+/// Between SIGTERM and SIGKILL where a service is ended.
+pub const SERVICE_GRACE: Duration = Duration::from_secs(5);
+/// How long a service that was killed may take to be gone.
+pub const SERVICE_KILL_WAIT: Duration = Duration::from_secs(10);
+/// The longest that a service may be given to be ready.
+pub const READY_WITHIN_MAX: Duration = Duration::from_secs(3600);
+/// How long one look whether a service is ready may take.
+pub const READY_ASK_MAX: Duration = Duration::from_secs(5);
+/// Between two such looks; the last one goes on.
+pub const READY_PAUSES: [Duration; 5] = [
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+];
 /// Changed paths that are listed of one step.
 pub const CHANGES_MAX: usize = 10_000;
 /// What the lists of one computer's changes may take on disk; the oldest go first.
 pub const CHANGES_KEEP_BYTES: Bytes = Bytes::mib(64);
 /// Every so many steps the lists beyond [`CHANGES_KEEP_BYTES`] go.
 pub const CHANGES_PRUNE_EVERY: u64 = 64;
+/// Events that wait to be written down; more are counted and left out.
+pub const EVENTS_QUEUE_MAX: usize = 4096;
+/// Events that are written at once.
+pub const EVENTS_BATCH_MAX: usize = 256;
+/// How long the first of a batch waits for others.
+pub const EVENTS_GATHER: Duration = Duration::from_millis(10);
+/// The detail of one event, in bytes of JSON.
+pub const EVENT_DETAIL_BYTES_MAX: usize = 4096;
+/// How long requests that were let in are waited for before their computer stands still.
+pub const PAUSE_INSIDE_WAIT: Duration = Duration::from_secs(1);
+/// How long all processes of a computer may take to stand still.
+pub const PAUSE_WAIT: Duration = Duration::from_secs(2);
+/// How long an unplug waits for them; they are told to stand still, and will.
+pub const UNPLUG_WAIT: Duration = Duration::from_millis(50);
+/// How often a request wakes a computer that somebody puts to sleep again at once.
+pub const WAKE_TRIES: u32 = 8;
+/// How long a request waits for a computer that is being stopped for being idle.
+pub const WAKE_WAIT: Duration = Duration::from_secs(30);
+/// How often computers with an idle time are looked at.
+pub const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// CPU use that counts as none: this part of one CPU, over the idle time.
+pub const IDLE_CPU_PERCENT: u32 = 1;
+/// How long a computer sleeps before its memory is given back.
+pub const ROOM_AFTER: Duration = Duration::from_secs(10);
+/// How long what was removed lies in the trash where nobody says.
+pub const TRASH_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest that may be said.
+pub const TRASH_FOR_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// With less than this free where disks lie, the oldest in the trash goes.
+pub const TRASH_ROOM_MIN: Bytes = Bytes::gib(2);
+/// The same as a share of all there is: the smaller of both counts.
+pub const TRASH_ROOM_PERCENT: u64 = 5;
+/// How often the trash is looked through at least.
+pub const TRASH_LOOK_EVERY: Duration = Duration::from_secs(30);
+/// And at most.
+pub const TRASH_LOOK_SOONEST: Duration = Duration::from_millis(20);
+/// Rows of what can be taken back that one list shows.
+pub const UNDO_SHOWN_MAX: usize = 1000;
+/// How often limits that computers run into are looked for.
+pub const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// From this share of its disk on a computer's disk is told to be full.
+pub const DISK_REACHED_PERCENT: u64 = 99;
+/// Below this share it has room again.
+pub const DISK_LEFT_PERCENT: u64 = 95;
+/// A filesystem of Den's with less than this share free is low,
+pub const DISK_LOW_PERCENT: u64 = 5;
+/// or, where that is more, with less than this.
+pub const DISK_LOW_BYTES: Bytes = Bytes::gib(1);
+/// How long a part of the house may take to answer that it is well.
+pub const CHECK_WAIT: Duration = Duration::from_secs(2);
+/// Explorations at a time.
+pub const EXPLORATIONS_MAX: usize = 16;
+/// How long what waits inside may take to be written out before a state is kept with `--sync`.
+pub const SYNC_WAIT: Duration = Duration::from_secs(30);

@@ -10,10 +10,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use den_model::EventKind;
+use serde_json::json;
+
 use crate::{control::Inner, handle::Handle, limits::LOGS_KEEP_BYTES};
 
 /// Below this share of the limit a pruning stops, so that it is not needed again at once.
 const PRUNE_TO_PERCENT: u64 = 90;
+/// A log with a hole larger than this was cut.
+const CUT_BYTES_MIN: u64 = 64 << 10;
 
 pub(crate) struct Logs {
     dir: PathBuf,
@@ -58,7 +63,11 @@ impl Logs {
 
     /// Counts the log of a step that has ended, and prunes in the background where it is too much.
     pub(crate) fn ended(&self, inner: &Arc<Inner>, handle: &Arc<Handle>, number: u64, log: &File) {
-        let bytes = log.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        let (length, bytes) = log.metadata().map_or((0, 0), |metadata| (metadata.len(), metadata.blocks() * 512));
+        if length > bytes + CUT_BYTES_MIN {
+            let detail = json!({ "what": "output", "step": number, "kept_bytes": bytes });
+            inner.events.tell(EventKind::LimitReached, Some(handle), None, detail);
+        }
         let mut sum = self.sum.lock().unwrap_or_else(PoisonError::into_inner);
         match *sum {
             Sum::Known(known) if known + bytes <= LOGS_KEEP_BYTES.0 => *sum = Sum::Known(known + bytes),

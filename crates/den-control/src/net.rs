@@ -33,13 +33,16 @@ use den_gate::{
     record::Outcome,
     rule::{COMPUTERS, Rule, RuleError, RuleProtocol},
 };
+use den_model::EventKind;
 use den_store::Durability;
+use serde_json::json;
 
 use crate::{
     Error, Who,
     control::{Control, now},
     errors::chain,
     handle::Handle,
+    undo::What,
 };
 
 /// The address inside: that of every computer.
@@ -201,7 +204,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`, `ambiguous_id`.
     pub async fn net(&self, computer: &str) -> Result<NetView, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let is_running = handle.status.borrow().machine.is_some();
         let status = if is_running { self.0.gate.status(handle.id).await } else { None };
         self.net_view(&handle, status).await
@@ -254,23 +257,46 @@ impl Control {
     pub async fn change_net(&self, computer: &str, change: NetChange, who: &Who) -> Result<NetView, Error> {
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
+        let private = self.0.net.private.clone();
+        self.put_net(&handle, who, None, move |old| changed(old, &change, &private)).await
+    }
+
+    /// Puts another policy in force, which `next` makes of the one before; `takes_back` is the change that it undoes.
+    pub(crate) async fn put_net(
+        &self,
+        handle: &Arc<Handle>,
+        who: &Who,
+        takes_back: Option<u64>,
+        next: impl FnOnce(&Policy) -> Result<Policy, Error> + Send + 'static,
+    ) -> Result<NetView, Error> {
+        handle.plugged()?;
         // A task of its own: a client that goes away does not leave a row that the gate was not told of.
-        let (control, who) = (self.clone(), who.clone());
+        let (control, handle, who) = (self.clone(), Arc::clone(handle), who.clone());
         let changing = self.0.tasks.spawn(async move {
             let _in_order = handle.net.changing.lock().await;
             let old = handle.net.get();
-            let policy = changed(&old.policy, &change, &control.0.net.private)?;
+            let policy = next(&old.policy)?;
+            policy.check(&control.0.net.private, true)?;
             let nothing_new = policy == old.policy && old.unreadable.is_none();
             if !nothing_new {
                 let net = Net::new(policy);
-                let recorded = den_store::NetChange { at: now(), who: who.0.clone(), net: net.text() };
-                control.0.store.set_net(handle.id, recorded, Durability::Power).await?;
+                let at = now();
+                let (before, after) = (Box::new(old.policy.clone()), Box::new(net.policy.clone()));
+                let undo = What::Net { before, after }.record(&handle, &who.0, at, takes_back);
+                let recorded = den_store::NetChange { at, who: who.0.clone(), net: net.text() };
+                control.0.store.set_net(handle.id, recorded, undo, Durability::Power).await?;
                 tracing::info!(
                     computer = %handle.id, name = %handle.name(), who = who.0, posture = %net.policy.posture,
                     allow = net.policy.allow.len(), deny = net.policy.deny.len(), "what a computer may reach has changed"
                 );
+                let detail = json!({
+                    "posture": net.policy.posture.to_string(),
+                    "allow": net.policy.allow.len(),
+                    "deny": net.policy.deny.len(),
+                });
                 handle.net.set(net);
                 control.0.gate.policy(handle.id).await;
+                control.0.events.tell(EventKind::PolicyChanged, Some(&handle), Some(&who.0), detail);
             }
             let status = control.0.gate.status(handle.id).await;
             control.net_view(&handle, status).await
@@ -283,7 +309,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`, `bad_target`.
     pub async fn check_net(&self, computer: &str, check: &NetCheck) -> Result<NetDecision, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let target = check.target.parse()?;
         Ok(check_target(&handle.net.get().policy, &target, &self.0.net.private))
     }

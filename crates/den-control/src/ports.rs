@@ -4,7 +4,6 @@ use std::{future::Future, io, net::IpAddr, sync::Arc};
 
 use den_api::PortView;
 use den_machine::LinkError;
-use den_model::State;
 use den_relay::{Side, relay};
 use den_wire::agent::{FailureKind, Listening, PortProtocol};
 use rustix::process::Resource;
@@ -46,14 +45,13 @@ impl Connection {
     }
 }
 
-/// Done once the computer that runs now does not any more.
+/// Done once the computer that runs now does not any more, or is cut off. One that stands still is waited for.
 fn ended(mut status: watch::Receiver<Status>) -> impl Future<Output = ()> {
-    let since = status.borrow().changed_at;
+    // Running again is another run, though nobody looked in between.
+    let run = |status: &Status| status.machine.as_ref().map(|machine| (machine.net_link(), machine.pid()));
+    let now = run(&status.borrow());
     async move {
-        let over = |status: &Status| {
-            // Running again is another run, though nobody looked in between.
-            status.machine.is_none() || (status.state == State::Running && status.changed_at != since)
-        };
+        let over = |status: &Status| status.cut || status.machine.is_none() || run(status) != now;
         // An error: the computer was removed.
         drop(status.wait_for(over).await);
     }
@@ -65,7 +63,7 @@ impl Control {
     /// Errors: `computer_stopped`, and `unsupported` of an agent that is too old.
     pub async fn ports(&self, computer: &str) -> Result<Vec<PortView>, Error> {
         let handle = self.0.registry.find(computer)?;
-        let machine = handle.admit()?;
+        let machine = handle.awake().await?;
         let mut sockets = machine.link().ports().await.map_err(|error| handle.link_error(error))?;
         sockets.sort_unstable_by(|one, two| {
             let key = |socket: &Listening| (socket.port, socket.protocol, socket.address.len());
@@ -79,7 +77,7 @@ impl Control {
     /// Errors: `port_refused`, `port_failed`, `computer_stopped`, `too_many`.
     pub async fn dial(&self, computer: &str, port: u16) -> Result<Connection, Error> {
         let handle = self.0.registry.find(computer)?;
-        let machine = handle.admit()?;
+        let machine = handle.awake().await?;
         let places = [
             Arc::clone(&handle.dials)
                 .try_acquire_owned()

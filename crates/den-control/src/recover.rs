@@ -10,19 +10,20 @@ use std::{
 
 use den_machine::{LinkError, Machine, StepLink};
 use den_model::{Computer, ComputerId, Fact, SnapshotKind, State, Step, StepEnd, StepKind};
-use den_store::Durability;
+use den_store::{Durability, Life};
 use den_wire::agent::FailureKind;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use crate::{
     Error,
     control::{Inner, blocking, now},
     errors::chain,
-    exec::{End, end_by_log, end_from_log, follow},
+    exec::{End, end_by_log, end_from_log, follow, join_again},
     handle::{Handle, Known, Status},
     history,
-    limits::RECOVERY_WAIT,
+    life::{Stand, look_after, stand_again},
     net::Net,
+    services,
     steps::Live,
     task,
 };
@@ -33,8 +34,8 @@ const TAKE_UP_MAX: usize = 16;
 /// What to do with one computer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It runs and is ours: goes on.
-    Adopt,
+    /// It has processes and is ours: goes on, or stands still as it did.
+    Adopt { state: State },
     /// It has no processes, or shall have none: this is where it stands now, and why.
     Settle { state: State, reason: Option<&'static str> },
     /// As [`Verdict::Settle`], and its disk is made if it is not there.
@@ -57,12 +58,18 @@ pub(crate) fn decide(row: Option<State>, machine: bool, host_restarted: bool, di
         State::Removing => Verdict::Unmake { forget_key: false },
         State::Creating if host_restarted => Verdict::RollForward { reason: NOT_STARTED },
         State::Creating => Verdict::Unmake { forget_key: true },
-        State::Running | State::Starting if machine => Verdict::Adopt,
+        // Whatever still runs of it was about to be ended. Without a disk there is nothing to come back to.
+        State::Trashed if disk => Verdict::Settle { state, reason: None },
+        State::Trashed => Verdict::Unmake { forget_key: false },
+        State::Running | State::Starting if machine => Verdict::Adopt { state: State::Running },
+        State::Paused | State::Unplugged if machine => Verdict::Adopt { state },
+        // It stays cut off, whatever became of it.
+        State::Unplugged => Verdict::Settle { state, reason: None },
         _ if !disk => Verdict::Settle { state: State::Failed, reason: Some(NO_DISK) },
-        State::Running | State::Starting if host_restarted => {
+        State::Running | State::Starting | State::Paused if host_restarted => {
             Verdict::Settle { state: state.learn(Fact::HostRestarted), reason: Some(HOST_RESTARTED) }
         }
-        State::Running | State::Starting => {
+        State::Running | State::Starting | State::Paused => {
             Verdict::Settle { state: state.learn(Fact::Died), reason: Some(ENDED_UNSEEN) }
         }
         // What was asked for is finished.
@@ -78,6 +85,7 @@ pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result
     let mut machines: HashMap<ComputerId, Machine> =
         running.into_iter().map(|machine| (machine.id(), machine)).collect();
     let rows = inner.store.all_computers().await?;
+    let mut lives = inner.store.lives().await?;
     let known: HashSet<ComputerId> = rows.iter().map(|row| row.id).collect();
 
     // What nobody knows goes first: it may hold a slot or a share of the disk.
@@ -90,16 +98,24 @@ pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result
     let work = rows.into_iter().map(|row| {
         let machine = machines.remove(&row.id).filter(|machine| !machine.is_dead());
         let disk = on_disk.contains(&row.id);
-        take_up_one(inner, row, machine, disk)
+        let life = lives.remove(&row.id).unwrap_or_default();
+        take_up_one(inner, row, life, machine, disk)
     });
     let mut results = stream::iter(work).buffer_unordered(TAKE_UP_MAX);
     while let Some(result) = results.next().await {
         result?;
     }
+    look_after(inner);
     Ok(())
 }
 
-async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>, disk: bool) -> Result<(), Error> {
+async fn take_up_one(
+    inner: &Arc<Inner>,
+    row: Computer,
+    life: Life,
+    machine: Option<Machine>,
+    disk: bool,
+) -> Result<(), Error> {
     if disk {
         settle_disk(inner, row.id).await;
     }
@@ -117,7 +133,12 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
     }
     let last_step = inner.store.last_step_number(row.id).await?;
     let was = row.state;
-    let status = Status { state: was, reason: row.reason, changed_at: row.changed_at, machine: None, restoring: None };
+    let status = Status {
+        asleep: life.asleep,
+        cut: was == State::Unplugged,
+        before: life.before,
+        ..Status::of(was, row.reason, row.changed_at)
+    };
     let steps_dir = inner.disks()?.disk(row.id).steps;
     let net = Net::read(row.net.as_deref());
     if let Some(why) = &net.unreadable {
@@ -126,6 +147,7 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
     let Computer { spec, created_at, parent, .. } = row;
     let known = Known { id: row.id, spec, created_at, parent, steps_dir, last_step, net };
     let (handle, inbox) = Handle::new(known, status);
+    handle.idle.set(life.idle);
     let remade = match verdict {
         Verdict::RollForward { .. } => {
             inner.machines.kill(row.id).await?;
@@ -138,20 +160,27 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
         let rows = inner.store.snapshots(row.id).await?;
         handle.history.take_up(inner, &handle, rows).await?;
     }
-    if verdict != Verdict::Adopt {
+    if !matches!(verdict, Verdict::Adopt { state: State::Running | State::Paused }) {
         // The gate may carry on for one that ended while no daemon ran. Nobody waits.
         drop(inner.gate.detach(row.id));
     }
     let open_steps = inner.store.running_steps(row.id).await?;
     match verdict {
-        Verdict::Adopt => {
+        Verdict::Adopt { state } => {
             if let Some(machine) = machine {
-                if was != State::Running {
-                    settle(inner, &handle, State::Running, None).await?;
+                if was != state {
+                    settle(inner, &handle, state, None).await?;
                 }
                 handle.status.send_modify(|status| status.machine = Some(machine.clone()));
-                // Nobody waits: the first words to the gate have it.
-                drop(inner.gate.attach(&handle, &machine));
+                match state {
+                    State::Running if Stand::was_left(inner, handle.id) => handle.stand.release(inner, &machine),
+                    State::Running => {}
+                    _ => stand_again(inner, &handle, &machine).await,
+                }
+                if state != State::Unplugged {
+                    // Nobody waits: the first words to the gate have it.
+                    drop(inner.gate.attach(&handle, &machine));
+                }
                 adopt_steps(inner, &handle, &machine, open_steps).await;
             }
         }
@@ -186,13 +215,27 @@ async fn take_up_one(inner: &Arc<Inner>, row: Computer, machine: Option<Machine>
         }
         Verdict::Unmake { .. } => {}
     }
-    if let Err(holder) = inner.registry.insert(Arc::clone(&handle)) {
+    services::read(inner, &handle).await?;
+    services::taken_up(inner, &handle).await?;
+    if was == State::Trashed {
+        inner.registry.trash(Arc::clone(&handle));
+    } else if let Err(holder) = inner.registry.insert(Arc::clone(&handle)) {
         let name = handle.name();
         return Err(Error::new("store_corrupt", 500, format!("`{name}` is the name of {} and {holder}", handle.id)));
     }
     history::keep(inner, &handle);
     inner.tasks.spawn(task::run(Arc::clone(inner), handle, inbox));
     Ok(())
+}
+
+/// Takes up a computer that has no processes once more, as its row has it now.
+pub(crate) fn take_up_again(inner: &Arc<Inner>, id: ComputerId) -> BoxFuture<'_, Result<(), Error>> {
+    // In a box, for it is a task that does this, and one that it starts.
+    Box::pin(async move {
+        let row = inner.store.get_computer(id).await?.ok_or_else(|| Error::computer_not_found(&id.to_string()))?;
+        let life = inner.store.lives().await?.remove(&id).unwrap_or_default();
+        take_up_one(inner, row, life, None, true).await
+    })
 }
 
 /// Finishes or takes back what a crash left of a restore or of keeping a state.
@@ -244,24 +287,41 @@ async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine
             end_from_log(inner, handle, &live).await;
             continue;
         }
-        match tokio::time::timeout(RECOVERY_WAIT, machine.link().attach(number)).await {
-            Ok(Ok(StepLink { events, input })) => {
-                drop(input);
-                let (inner, handle, machine) = (Arc::clone(inner), Arc::clone(handle), machine.clone());
-                let tasks = inner.tasks.clone();
-                tasks.spawn(async move { follow(&inner, &handle, &machine, &live, events).await });
+        if handle.stands() {
+            // Its agent answers when it goes on. What it has written is there to be read: it stands between two
+            // calls of the kernel, so the last record is whole.
+            if let Some(length) = live.log.as_ref().and_then(|log| log.metadata().ok()).map(|facts| facts.len()) {
+                live.progress.send_modify(|progress| progress.log_bytes = length);
             }
-            Ok(Err(LinkError::Failed(failure))) if failure.kind == FailureKind::NoSuchStep => {
-                end_from_log(inner, handle, &live).await;
-            }
-            refused => {
-                let error = match refused {
-                    Ok(Err(error)) => chain(&error),
-                    _ => "no answer".to_owned(),
-                };
-                tracing::warn!(computer = %handle.id, step = number, error, "a step is not taken up");
-                end_from_log(inner, handle, &live).await;
-            }
+            let (inner, handle, machine) = (Arc::clone(inner), Arc::clone(handle), machine.clone());
+            let tasks = inner.tasks.clone();
+            tasks.spawn(async move { adopt_step(&inner, &handle, &machine, live).await });
+        } else {
+            adopt_step(inner, handle, machine, live).await;
+        }
+    }
+}
+
+/// Goes on with one step.
+async fn adopt_step(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, live: Arc<Live>) {
+    let number = live.step.number;
+    match join_again(handle, machine, number).await {
+        Some(Ok(StepLink { events, input })) => {
+            drop(input);
+            let (inner, handle, machine) = (Arc::clone(inner), Arc::clone(handle), machine.clone());
+            let tasks = inner.tasks.clone();
+            tasks.spawn(async move { follow(&inner, &handle, &machine, &live, events).await });
+        }
+        Some(Err(LinkError::Failed(failure))) if failure.kind == FailureKind::NoSuchStep => {
+            end_from_log(inner, handle, &live).await;
+        }
+        refused => {
+            let error = match refused {
+                Some(Err(error)) => chain(&error),
+                _ => "no answer".to_owned(),
+            };
+            tracing::warn!(computer = %handle.id, step = number, error, "a step is not taken up");
+            end_from_log(inner, handle, &live).await;
         }
     }
 }
@@ -303,7 +363,7 @@ mod tests {
 
     fn row_after(verdict: Verdict, before: Option<State>) -> Option<State> {
         match verdict {
-            Verdict::Adopt => Some(State::Running),
+            Verdict::Adopt { state } => Some(state),
             Verdict::Settle { state, .. } => Some(state),
             Verdict::RollForward { .. } => Some(State::Stopped),
             Verdict::Unmake { .. } => None,
@@ -334,7 +394,7 @@ mod tests {
                 if host_restarted { "other boot" } else { "same boot" },
                 if disk { "disk" } else { "no disk" },
                 match decide(row, machine, host_restarted, disk) {
-                    Verdict::Adopt => "adopt".to_owned(),
+                    Verdict::Adopt { state } => format!("adopt, {state}"),
                     Verdict::Settle { state, reason } =>
                         format!("{state} {}", reason.unwrap_or_default()).trim().to_owned(),
                     Verdict::RollForward { reason } => format!("stopped, with a disk: {reason}"),
@@ -352,7 +412,7 @@ mod tests {
         all(|row, machine, host_restarted, disk| {
             let first = decide(row, machine, host_restarted, disk);
             let after = row_after(first, row);
-            let adopted = first == Verdict::Adopt;
+            let adopted = matches!(first, Verdict::Adopt { .. });
             let disk_after = match first {
                 Verdict::RollForward { .. } => true,
                 Verdict::Unmake { .. } => false,

@@ -3,7 +3,7 @@
 //! Locks are held for a look or a change of the two maps and never across an await.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -28,11 +28,21 @@ pub(crate) struct Registry<E> {
 struct Maps<E> {
     by_id: BTreeMap<ComputerId, Arc<E>>,
     by_name: HashMap<String, ComputerId>,
+    /// Those that lie in the trash: they have no name that anybody else could not take.
+    trashed: BTreeSet<ComputerId>,
+}
+
+impl<E: Entry> Maps<E> {
+    /// Those in the trash that were called so, the oldest first.
+    fn trashed_as(&self, name: &str) -> Vec<&Arc<E>> {
+        let all = self.trashed.iter().filter_map(|id| self.by_id.get(id));
+        all.filter(|entry| entry.name().as_str() == name).collect()
+    }
 }
 
 impl<E: Entry> Registry<E> {
     pub(crate) fn new() -> Self {
-        Self { maps: RwLock::new(Maps { by_id: BTreeMap::new(), by_name: HashMap::new() }) }
+        Self { maps: RwLock::new(Maps { by_id: BTreeMap::new(), by_name: HashMap::new(), trashed: BTreeSet::new() }) }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Maps<E>> {
@@ -43,15 +53,50 @@ impl<E: Entry> Registry<E> {
         self.maps.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a computer under its name, or says who has the name.
+    /// Adds a computer under its name, or says who has the name. One that lay in the trash no longer does.
     pub(crate) fn insert(&self, entry: Arc<E>) -> Result<(), ComputerId> {
         let mut maps = self.write();
-        if let Some(&holder) = maps.by_name.get(entry.name().as_str()) {
+        if let Some(&holder) = maps.by_name.get(entry.name().as_str()).filter(|&&holder| holder != entry.id()) {
             return Err(holder);
         }
         maps.by_name.insert(entry.name().as_str().to_owned(), entry.id());
+        maps.trashed.remove(&entry.id());
         maps.by_id.insert(entry.id(), entry);
         Ok(())
+    }
+
+    /// Adds a computer that lies in the trash, or has it lie there from now on: others may take its name.
+    pub(crate) fn trash(&self, entry: Arc<E>) {
+        self.free_name(&*entry);
+        let mut maps = self.write();
+        maps.trashed.insert(entry.id());
+        maps.by_id.insert(entry.id(), entry);
+    }
+
+    /// Those in the trash, the first that was made first.
+    pub(crate) fn trashed(&self) -> Vec<Arc<E>> {
+        let maps = self.read();
+        maps.trashed.iter().filter_map(|id| maps.by_id.get(id)).cloned().collect()
+    }
+
+    /// Keeps a name for a computer that is to come back under it, or says who has the name.
+    pub(crate) fn claim(&self, name: &ComputerName, id: ComputerId) -> Result<(), ComputerId> {
+        let mut maps = self.write();
+        match maps.by_name.get(name.as_str()) {
+            Some(&holder) => Err(holder),
+            None => {
+                maps.by_name.insert(name.as_str().to_owned(), id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back a name that was claimed.
+    pub(crate) fn unclaim(&self, name: &ComputerName, id: ComputerId) {
+        let mut maps = self.write();
+        if maps.by_name.get(name.as_str()) == Some(&id) {
+            maps.by_name.remove(name.as_str());
+        }
     }
 
     /// Who has the name.
@@ -61,16 +106,15 @@ impl<E: Entry> Registry<E> {
 
     /// Lets others take the name.
     pub(crate) fn free_name(&self, entry: &E) {
-        let mut maps = self.write();
-        if maps.by_name.get(entry.name().as_str()) == Some(&entry.id()) {
-            maps.by_name.remove(entry.name().as_str());
-        }
+        self.unclaim(entry.name(), entry.id());
     }
 
     /// Forgets a computer.
     pub(crate) fn remove(&self, entry: &E) {
         self.free_name(entry);
-        self.write().by_id.remove(&entry.id());
+        let mut maps = self.write();
+        maps.by_id.remove(&entry.id());
+        maps.trashed.remove(&entry.id());
     }
 
     pub(crate) fn get(&self, id: ComputerId) -> Option<Arc<E>> {
@@ -96,30 +140,69 @@ impl<E: Entry> Registry<E> {
         (page, found.next().is_some())
     }
 
-    /// The computer that `text` names: a name, an id, or the beginning of one.
+    /// The computer that `text` names: a name, an id, or the beginning of one. None in the trash.
     ///
-    /// Errors: `computer_not_found`; `ambiguous_id`.
+    /// Errors: `computer_not_found`; `ambiguous_id`; `computer_trashed`.
     pub(crate) fn find(&self, text: &str) -> Result<Arc<E>, Error> {
         let maps = self.read();
-        if let Some(entry) = maps.by_name.get(text).and_then(|id| maps.by_id.get(id)) {
-            return Ok(Arc::clone(entry));
+        if let Some(entry) = named(&maps, text)? {
+            return match maps.trashed.contains(&entry.id()) {
+                true => Err(Error::trashed(entry.name())),
+                false => Ok(entry),
+            };
         }
-        let none = || Error::computer_not_found(text);
-        let digits = text.strip_prefix("cmp_").ok_or_else(none)?;
-        if digits.len() < PREFIX_LENGTH_MIN || digits.len() > 26 {
-            return Err(none());
+        Err(match maps.trashed_as(text).last() {
+            Some(entry) => Error::trashed(entry.name()),
+            None => Error::computer_not_found(text),
+        })
+    }
+
+    /// All that `text` means or meant: a name, of one that is there and of those in the trash; an id, or the
+    /// beginning of one.
+    ///
+    /// Errors: `ambiguous_id`.
+    pub(crate) fn called(&self, text: &str) -> Result<Vec<ComputerId>, Error> {
+        let maps = self.read();
+        let mut ids: Vec<_> = named(&maps, text)?.iter().map(|entry| entry.id()).collect();
+        ids.extend(maps.trashed_as(text).iter().map(|entry| entry.id()));
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// As [`Registry::find`], and where nobody has the name now, one in the trash that had it: for what only reads.
+    ///
+    /// Errors: `computer_not_found`; `ambiguous_id`; `ambiguous_name` where the trash has several.
+    pub(crate) fn find_any(&self, text: &str) -> Result<Arc<E>, Error> {
+        let maps = self.read();
+        if let Some(entry) = named(&maps, text)? {
+            return Ok(entry);
         }
-        // Ids sort as their texts do, so those with one beginning lie together.
-        let first: ComputerId = format!("cmp_{digits:0<26}").parse().map_err(|_| none())?;
-        let mut from = maps.by_id.range(first..).take_while(|(id, _)| id.to_string().starts_with(text));
-        match (from.next(), from.next()) {
-            (Some((_, entry)), None) => Ok(Arc::clone(entry)),
-            (None, _) => Err(none()),
-            (Some(_), Some(_)) => {
-                Err(Error::new("ambiguous_id", 400, format!("`{text}` is the beginning of several ids"))
-                    .hint("give more of it, or the name"))
-            }
+        match maps.trashed_as(text)[..] {
+            [] => Err(Error::computer_not_found(text)),
+            [entry] => Ok(Arc::clone(entry)),
+            [.., last] => Err(Error::new("ambiguous_name", 409, format!("several in the trash were called `{text}`"))
+                .hint(format!("give an id: that of the newest is {}, and `den trash` lists all", last.id()))),
         }
+    }
+}
+
+/// Whom a name, an id or the beginning of one means; none where nobody has it.
+fn named<E: Entry>(maps: &Maps<E>, text: &str) -> Result<Option<Arc<E>>, Error> {
+    if let Some(entry) = maps.by_name.get(text).and_then(|id| maps.by_id.get(id)) {
+        return Ok(Some(Arc::clone(entry)));
+    }
+    let Some(digits) = text.strip_prefix("cmp_") else { return Ok(None) };
+    if digits.len() < PREFIX_LENGTH_MIN || digits.len() > 26 {
+        return Ok(None);
+    }
+    // Ids sort as their texts do, so those with one beginning lie together.
+    let Ok(first) = format!("cmp_{digits:0<26}").parse::<ComputerId>() else { return Ok(None) };
+    let mut from = maps.by_id.range(first..).take_while(|(id, _)| id.to_string().starts_with(text));
+    match (from.next(), from.next()) {
+        (Some((_, entry)), None) => Ok(Some(Arc::clone(entry))),
+        (None, _) => Ok(None),
+        (Some(_), Some(_)) => Err(Error::new("ambiguous_id", 400, format!("`{text}` is the beginning of several ids"))
+            .hint("give more of it, or the name")),
     }
 }
 
@@ -181,6 +264,35 @@ mod tests {
         assert!(registry.insert(other).is_ok());
         registry.remove(&web); // Removes the old one, not the name's new holder.
         assert_eq!(registry.find("web").unwrap().id().to_string(), "cmp_05000000000000000000000000");
+    }
+
+    #[test]
+    fn what_lies_in_the_trash_is_found_by_who_only_reads() {
+        let registry = registry();
+        let codes = |text: &str| {
+            let code = |found: Result<Arc<Thing>, Error>| found.map(|entry| entry.id()).map_err(|error| error.code);
+            (code(registry.find(text)), code(registry.find_any(text)))
+        };
+        let web = registry.find("web").unwrap();
+        registry.trash(Arc::clone(&web));
+        for text in ["web", "cmp_01aaaaaa"] {
+            assert_eq!(codes(text), (Err("computer_trashed"), Ok(web.id())), "{text}");
+        }
+        // Another one of that name is meant by it; with two in the trash only ids are clear.
+        let other = thing("05", "web");
+        registry.insert(Arc::clone(&other)).unwrap();
+        assert_eq!(codes("web"), (Ok(other.id()), Ok(other.id())));
+        assert_eq!(registry.claim(web.name(), web.id()), Err(other.id()));
+        registry.trash(Arc::clone(&other));
+        assert_eq!(codes("web"), (Err("computer_trashed"), Err("ambiguous_name")));
+        assert_eq!(registry.trashed().iter().map(|entry| entry.id()).collect::<Vec<_>>(), [web.id(), other.id()]);
+        // Back under its name, which nobody else may have meanwhile.
+        registry.claim(web.name(), web.id()).unwrap();
+        assert_eq!(registry.insert(thing("06", "web")), Err(web.id()));
+        registry.insert(Arc::clone(&web)).unwrap();
+        assert_eq!(codes("web"), (Ok(web.id()), Ok(web.id())));
+        registry.remove(&web);
+        assert_eq!(codes("web"), (Err("computer_trashed"), Ok(other.id())));
     }
 
     #[test]

@@ -120,8 +120,23 @@ impl Steps {
         self.count.send_replace(running.len());
     }
 
+    /// How many run.
+    pub(crate) fn running(&self) -> usize {
+        *self.count.borrow()
+    }
+
     pub(crate) fn get(&self, number: u64) -> Option<Arc<Live>> {
         self.lock().get(&number).cloned()
+    }
+
+    /// All that run.
+    pub(crate) fn all(&self) -> Vec<Arc<Live>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Whether one runs that keeps its computer awake.
+    pub(crate) fn in_use(&self) -> bool {
+        self.lock().values().any(|live| live.step.kind.keeps_awake())
     }
 
     /// Takes a step away that was never recorded.
@@ -158,6 +173,7 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
     if first {
         record(inner, handle, number, at, &end, output_bytes).await;
     }
+    inner.metrics.step_ended(&end, live.step.started_at, at, output_bytes);
     // Before anyone is told, so that the next step waits for it.
     history::ended(inner, handle, number);
     if !first {

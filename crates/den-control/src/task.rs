@@ -5,26 +5,34 @@
 //! PID 1 gone ─────────►      └─► State::learn
 //! ```
 //!
-//! A removal overtakes a stop that waits for its grace; all else is one after the other.
+//! A removal or an unplug overtakes a stop that waits for its grace; all else is one after the other.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use den_api::ComputerView;
 use den_machine::Machine;
-use den_model::{Fact, Request, State};
+use den_model::{EventKind, Fact, Request, State};
 use den_store::Durability;
 use den_sys::failpoint;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     Error, Who,
-    control::{Control, Inner, blocking, check_grace, now},
+    control::{Control, Inner, check_grace, now},
     create::{boot, make_disk},
     errors::chain,
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
     history::fork,
     limits::{STEPS_END_WAIT, STOP_MARGIN},
+    metrics::Operation,
+    services,
+    trash::{Removed, Went},
 };
 
 impl Control {
@@ -35,7 +43,10 @@ impl Control {
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
         tracing::debug!(computer = %handle.id, who = who.0, "a start is asked for");
-        handle.ask(|reply| Ask::Start { reply }).await?;
+        let who = who.0.clone();
+        let began = Instant::now();
+        handle.ask(|reply| Ask::Start { who, reply }).await?;
+        self.0.metrics.took(Operation::Start, began);
         Ok(handle.view())
     }
 
@@ -46,64 +57,104 @@ impl Control {
         let grace = check_grace(grace)?;
         let handle = self.0.registry.find(computer)?;
         tracing::debug!(computer = %handle.id, who = who.0, "a stop is asked for");
-        handle.ask(|reply| Ask::Stop { grace, reply }).await?;
+        let who = who.0.clone();
+        let began = Instant::now();
+        handle.ask(|reply| Ask::Stop { grace, who, reply }).await?;
+        self.0.metrics.took(Operation::Stop, began);
         Ok(handle.view())
-    }
-
-    /// Removes a computer with its disk and its steps. When this returns, its processes and its row
-    /// are gone for good, and its bytes are on their way.
-    ///
-    /// Errors: `computer_not_found`.
-    pub async fn remove(&self, computer: &str, who: &Who) -> Result<(), Error> {
-        let handle = self.0.registry.find(computer)?;
-        tracing::debug!(computer = %handle.id, who = who.0, "a removal is asked for");
-        handle.ask(|reply| Ask::Remove { reply }).await
     }
 }
 
 /// Serves a computer until it is removed.
 pub(crate) async fn run(inner: Arc<Inner>, handle: Arc<Handle>, inbox: mpsc::Receiver<Ask>) {
-    Task { inner, handle, inbox }.serve().await;
+    Task { inner, handle, inbox, later: VecDeque::new() }.serve().await;
 }
 
 pub(crate) struct Task {
     pub(crate) inner: Arc<Inner>,
     pub(crate) handle: Arc<Handle>,
     inbox: mpsc::Receiver<Ask>,
+    /// What came while something else went on, and goes before what is in the inbox.
+    later: VecDeque<Ask>,
 }
 
 impl Task {
     async fn serve(mut self) {
         loop {
             let machine = self.machine();
-            let ask = tokio::select! {
-                ask = self.inbox.recv() => ask,
-                () = died(machine.as_ref()) => {
-                    self.on_death().await;
-                    continue;
-                }
+            let ask = match self.later.pop_front() {
+                Some(ask) => Some(ask),
+                None => tokio::select! {
+                    ask = self.inbox.recv() => ask,
+                    () = died(machine.as_ref()) => {
+                        self.on_death().await;
+                        continue;
+                    }
+                },
             };
-            let removal = match ask {
+            match ask {
                 None => return,
-                Some(Ask::Start { reply }) => {
+                Some(Ask::Start { who, reply }) => {
                     let result = self.start().await;
+                    if result.is_ok() {
+                        self.inner.events.tell(EventKind::Started, Some(&self.handle), Some(&who), Value::Null);
+                    }
                     drop(reply.send(result));
-                    None
                 }
-                Some(Ask::Stop { grace, reply }) => self.stop(grace, reply).await,
-                Some(Ask::Restore { state, who, reply }) => {
-                    let result = self.restore(state, who).await;
+                Some(Ask::Stop { grace, who, reply }) => {
+                    self.not_asleep();
+                    self.stop(grace, &who, reply).await;
+                }
+                Some(Ask::Pause { by, reply }) => {
+                    let result = self.pause(by).await;
                     drop(reply.send(result));
-                    None
                 }
-                Some(Ask::Remove { reply }) => Some(reply),
-            };
-            if let Some(reply) = removal {
-                let result = self.remove().await;
-                let gone = result.is_ok();
-                drop(reply.send(result));
-                if gone {
-                    return;
+                Some(Ask::Resume { by, reply }) => {
+                    let result = self.resume(by).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Unplug { who, reply }) => {
+                    let result = self.unplug(&who).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Replug { who, reply }) => {
+                    let result = self.replug(&who).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Wake { reply }) => {
+                    let result = self.wake().await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Doze { since, then }) => {
+                    self.doze(since, then).await;
+                }
+                Some(Ask::Restore { state, who, takes_back, reply }) => {
+                    let result = self.restore(state, who, takes_back).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Remove { removal, who, reply }) => {
+                    let result = self.remove(removal, &who).await;
+                    let gone = matches!(result, Ok(Removed::Gone));
+                    drop(reply.send(result.map(drop)));
+                    if gone {
+                        return;
+                    }
+                }
+                Some(Ask::Empty { why, who, reply }) => {
+                    let result = self.empty(why, who.as_deref()).await;
+                    let gone = result.is_ok();
+                    drop(reply.send(result));
+                    if gone {
+                        return;
+                    }
+                }
+                Some(Ask::Undelete { undelete, reply }) => {
+                    let result = self.undelete(undelete).await;
+                    let over = matches!(result, Ok((_, Went::ToAnother)));
+                    drop(reply.send(result.map(|(view, _)| view)));
+                    if over {
+                        return;
+                    }
                 }
             }
         }
@@ -137,19 +188,22 @@ impl Task {
         self.show(state, reason, at);
     }
 
-    fn show(&self, state: State, reason: Option<String>, at: i64) {
+    pub(crate) fn show(&self, state: State, reason: Option<String>, at: i64) {
         tracing::info!(computer = %self.handle.id, name = %self.handle.name(), %state, reason, "a state changed");
+        if state == State::Failed {
+            self.inner.events.tell(EventKind::Failed, Some(&self.handle), None, json!({ "reason": reason }));
+        }
         self.handle.status.send_modify(|status| {
             status.state = state;
             status.reason = reason;
             status.changed_at = at;
-            if !matches!(state, State::Running | State::Stopping | State::Removing) {
+            if !matches!(state, State::Running | State::Stopping | State::Removing | State::Paused | State::Unplugged) {
                 status.machine = None;
             }
         });
     }
 
-    async fn start(&self) -> Result<(), Error> {
+    pub(crate) async fn start(&self) -> Result<(), Error> {
         let starting = self.ask(Request::Start)?;
         self.inner.open_for_work()?;
         let image = self.inner.images.by_digest(&self.handle.spec.image_digest)?;
@@ -171,6 +225,8 @@ impl Task {
                     return Err(error);
                 }
                 failpoint::hit("start.done");
+                self.not_asleep();
+                services::started(&self.inner, &self.handle, &machine);
                 if self.handle.spec.entrypoint {
                     start_entrypoint(&self.inner, &self.handle, machine);
                 }
@@ -183,35 +239,46 @@ impl Task {
         }
     }
 
-    /// Stops. A removal that comes meanwhile ends it at once and is handed back.
-    async fn stop(&mut self, grace: Duration, reply: Reply<()>) -> Option<Reply<()>> {
+    /// Stops. A removal that comes meanwhile ends it at once, an unplug leaves it as it is; both come next then.
+    pub(crate) async fn stop(&mut self, grace: Duration, who: &str, reply: Reply<()>) {
+        if self.handle.state() == State::Unplugged && self.inner.open_for_work().is_err() {
+            self.end_cut_off().await;
+            drop(reply.send(Ok(())));
+            return;
+        }
         let stopping = match self.ask(Request::Stop) {
             Ok(stopping) => stopping,
             Err(error) => {
                 drop(reply.send(Err(error)));
-                return None;
+                return;
             }
         };
         if let Err(error) = self.set(stopping, None, None).await {
             drop(reply.send(Err(error)));
-            return None;
+            return;
         }
         failpoint::hit("stop.state");
-        let mut removal = None;
         if let Some(machine) = self.machine() {
-            removal = self.ask_to_end(&machine, grace).await;
+            if self.handle.stand.is_wanted() && !self.handle.status.borrow().cut {
+                self.handle.stand.release(&self.inner, &machine); // It was paused.
+            }
+            self.ask_to_end(&machine, grace).await;
+            if matches!(self.later.front(), Some(Ask::Unplug { .. })) {
+                drop(reply.send(Err(Error::unplugged(self.handle.name()))));
+                return;
+            }
             failpoint::hit("stop.asked");
             self.end(&machine).await;
         }
         failpoint::hit("stop.killed");
         self.set_fact(State::Stopping.learn(Fact::Died), None).await;
         failpoint::hit("stop.done");
+        self.inner.events.tell(EventKind::Stopped, Some(&self.handle), Some(who), Value::Null);
         drop(reply.send(Ok(())));
-        removal
     }
 
-    /// Gives everything inside its grace; a removal cuts it short.
-    async fn ask_to_end(&mut self, machine: &Machine, grace: Duration) -> Option<Reply<()>> {
+    /// Gives everything inside its grace; a removal or an unplug cuts it short, and comes next.
+    async fn ask_to_end(&mut self, machine: &Machine, grace: Duration) {
         let ended = async {
             // An agent that does not take it is ended by the launcher.
             if machine.link().shutdown(grace).await.is_ok() {
@@ -221,15 +288,33 @@ impl Task {
         let mut ended = std::pin::pin!(tokio::time::timeout(grace + STOP_MARGIN, ended));
         loop {
             let ask = tokio::select! {
-                _ = &mut ended => return None,
+                _ = &mut ended => return,
                 Some(ask) = self.inbox.recv() => ask,
             };
             let (request, reply) = match ask {
-                Ask::Remove { reply } => return Some(reply),
-                Ask::Start { reply } => (Request::Start, reply),
+                Ask::Remove { .. } | Ask::Unplug { .. } => return self.later.push_front(ask),
+                // One that is put to sleep wakes when it has fallen asleep.
+                Ask::Wake { .. } => {
+                    self.later.push_back(ask);
+                    continue;
+                }
+                Ask::Doze { .. } => continue,
+                Ask::Pause { reply, .. } => (Request::Pause, reply),
+                Ask::Resume { reply, .. } => (Request::Resume, reply),
+                Ask::Replug { reply, .. } => (Request::Replug, reply),
+                Ask::Start { reply, .. } => (Request::Start, reply),
                 Ask::Stop { reply, .. } => (Request::Stop, reply),
                 Ask::Restore { reply, .. } => {
                     drop(reply.send(Err(self.ask(Request::Restore).err().unwrap_or_else(Error::shutting_down))));
+                    continue;
+                }
+                Ask::Undelete { reply, .. } => {
+                    drop(reply.send(Err(self.ask(Request::Undelete).err().unwrap_or_else(Error::shutting_down))));
+                    continue;
+                }
+                // It is not in the trash, and that is what it says.
+                Ask::Empty { .. } => {
+                    self.later.push_back(ask);
                     continue;
                 }
             };
@@ -239,17 +324,20 @@ impl Task {
 
     /// Ends all processes and waits until the steps among them are recorded as ended.
     pub(crate) async fn end(&self, machine: &Machine) {
+        self.handle.stand.ending(&self.inner, machine);
         if let Err(error) = machine.kill().await {
             tracing::error!(computer = %self.handle.id, error = chain(&error), "a computer may still run");
         }
+        self.handle.stand.ended();
         self.inner.gate.detach(self.handle.id).await;
         self.handle.steps.all_ended(STEPS_END_WAIT).await;
     }
 
     /// Ends all processes and returns once they are gone. What the kernel takes longer for, cgroup,
     /// namespaces and mounts, the launcher finishes behind; [`Control::shutdown`] waits for it.
-    async fn end_at_once(&self) -> Result<(), Error> {
+    pub(crate) async fn end_at_once(&self) -> Result<(), Error> {
         let Some(machine) = self.machine() else { return Ok(()) };
+        self.handle.stand.ending(&self.inner, &machine);
         let id = self.handle.id;
         let (sender, killed) = oneshot::channel();
         let ending = machine.clone();
@@ -274,52 +362,14 @@ impl Task {
         let usage = self.inner.machines.usage(self.handle.id).await;
         let reason = match usage {
             Ok(usage) if usage.oom_kills > 0 => {
+                self.inner.watch.died(&self.inner.events, &self.handle, usage.oom_kills);
                 format!("it ended by itself; its memory limit of {} had been reached", self.handle.spec.limits.memory)
             }
             _ => "it ended by itself: its first process is gone".to_owned(),
         };
         self.end(&machine).await;
         self.set_fact(state, Some(reason)).await;
-    }
-
-    async fn remove(&self) -> Result<(), Error> {
-        let removing = self.ask(Request::Remove)?;
-        let (before, reason) = {
-            let status = self.handle.status.borrow();
-            (status.state, status.reason.clone())
-        };
-        self.set(removing, None, None).await?;
-        self.inner.registry.free_name(&self.handle);
-        failpoint::hit("remove.state");
-        let id = self.handle.id;
-        if let Err(error) = self.end_at_once().await {
-            // It may still run, so it stays; the name is its own again unless someone was quicker.
-            let state = if before == State::Running { State::Failed } else { before };
-            if self.inner.registry.insert(Arc::clone(&self.handle)).is_ok() {
-                self.set_fact(state, reason.or(Some(error.chain()))).await;
-            }
-            return Err(error);
-        }
-        failpoint::hit("remove.killed");
-        // No state is begun any more, and what one is taken of stays until it is.
-        self.handle.history.close().await;
-        // Before the disk goes, for the gate writes its records there.
-        self.inner.gate.detach(id).await;
-        self.handle.steps.all_ended(STEPS_END_WAIT).await;
-        // The row goes to the disk while the disk goes out of sight. Each alone is swept by the next start.
-        let row = self.inner.store.delete_computer(id, Durability::Power);
-        let disks = self.inner.disks()?;
-        let removed = blocking(move || disks.remove(id)).await?;
-        failpoint::hit("remove.disk");
-        if let Err(error) = removed {
-            tracing::error!(computer = %id, error = chain(&error), "the disk of a removed computer is left");
-        }
-        row.await?;
-        failpoint::hit("remove.row");
         self.handle.status.send_modify(|status| status.machine = None);
-        self.inner.registry.remove(&self.handle);
-        tracing::info!(computer = %id, name = %self.handle.name(), "a computer is gone");
-        Ok(())
     }
 }
 

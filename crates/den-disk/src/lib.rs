@@ -27,6 +27,7 @@
 //! database knows (`store`).
 
 mod backing;
+mod boots;
 mod copy;
 mod dirty;
 mod fork;
@@ -34,6 +35,7 @@ mod group;
 mod keys;
 mod rekey;
 mod restore;
+mod room;
 mod snapshots;
 
 use std::io;
@@ -47,8 +49,10 @@ use den_sys::{SysError, btrfs};
 use rustix::fs::{Mode, OFlags};
 
 pub use backing::{Storage, StorageChoice};
+pub use boots::Furnished;
 pub use dirty::{Dirt, Mark};
 pub use fork::Forked;
+pub use room::Room;
 pub use snapshots::Settled;
 
 /// Where disks shall lie.

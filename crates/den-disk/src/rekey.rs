@@ -100,15 +100,28 @@ pub(crate) fn restore(live: BorrowedFd<'_>, identity: &Identity<'_>) -> Result<(
     }
 }
 
-/// Writes who the computer is.
-fn identify(data: &Tree, identity: &Identity<'_>) -> Result<(), DiskError> {
-    let machine_id = identity.machine_id_file();
+/// Gives a computer another hostname; all else stays.
+pub(crate) fn rename(live: BorrowedFd<'_>, identity: &Identity<'_>) -> Result<(), DiskError> {
+    call(&Tree::below(live, c"data")?, identity)
+}
+
+/// Writes what the computer is called.
+fn call(data: &Tree, identity: &Identity<'_>) -> Result<(), DiskError> {
     if let Some(etc) = data.folder("etc")? {
         let before = read(&etc, c"hostname", 256)?;
         let hosts = read(&etc, c"hosts", READ_BYTES_MAX)?;
         let hosts = hosts.map_or_else(|| identity.hosts_file().into_bytes(), |text| rename_in(&text, before, identity));
         put(&etc, c"hostname", identity.hostname_file().as_bytes(), 0o644)?;
         put(&etc, c"hosts", &hosts, 0o644)?;
+    }
+    Ok(())
+}
+
+/// Writes who the computer is.
+fn identify(data: &Tree, identity: &Identity<'_>) -> Result<(), DiskError> {
+    let machine_id = identity.machine_id_file();
+    call(data, identity)?;
+    if let Some(etc) = data.folder("etc")? {
         put(&etc, c"machine-id", machine_id.as_bytes(), 0o444)?;
     }
     if let Some(dbus) = data.folder("var/lib/dbus")?

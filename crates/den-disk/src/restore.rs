@@ -75,6 +75,11 @@ impl Disks {
         Ok(())
     }
 
+    /// Has the disk of `id`, which nothing runs on, call its computer by another name.
+    pub fn rename(&self, id: ComputerId, identity: &Identity<'_>) -> Result<(), DiskError> {
+        rekey::rename(open_dir(&self.disk(id).live)?.as_fd(), identity)
+    }
+
     /// Lets go of what was prepared. None is no error.
     pub fn restore_abandon(&self, id: ComputerId) {
         let dropped = open_dir(&self.home(id)).map_err(DiskError::from).and_then(|home| {

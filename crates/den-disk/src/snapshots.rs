@@ -217,6 +217,9 @@ impl Disks {
         for name in ["var", "var/lib", "var/lib/docker", "var/lib/containerd", "var/lib/containers"] {
             make(&making.join("data").join(name))?;
         }
+        for name in ["vol/containerd", "vol/containers"] {
+            make(&making.join(name))?;
+        }
         fs_err::rename(&making, &place)?;
         if self.0.storage == Storage::Btrfs {
             // Not earlier: a read-only directory takes no new name.

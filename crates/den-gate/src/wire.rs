@@ -13,6 +13,8 @@ use crate::policy::{Policy, PrivateTarget};
 pub const VERSION: u16 = 1;
 /// The longest line, in bytes: a policy of 256 long rules fits.
 pub const LINE_BYTES_MAX: usize = 256 << 10;
+/// Links in one answer.
+pub const STATUSES_MAX: usize = 500;
 
 /// What `serve` asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +46,11 @@ pub enum Request {
     Status {
         /// The computer's id.
         id: String,
+    },
+    /// What all links carry, a page at a time. Answered with `Statuses`.
+    Statuses {
+        /// The last id of the page before.
+        after: Option<String>,
     },
     /// Ends all flows and exits.
     Exit,
@@ -94,6 +101,8 @@ pub enum Reply {
     Done,
     /// What a link carries.
     Status(Status),
+    /// What all links carry.
+    Statuses(Statuses),
     /// It was not done, and nothing has changed.
     Failed {
         /// Stable.
@@ -101,6 +110,17 @@ pub enum Reply {
         /// For the log.
         message: String,
     },
+}
+
+/// What all links carry.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Statuses {
+    /// Since the gate began, with the links that are gone.
+    pub all: Status,
+    /// Links by the ids of their computers, rising.
+    pub links: Vec<(String, Status)>,
+    /// Whether there are more.
+    pub more: bool,
 }
 
 /// What a link carries, since the gate took it up.
@@ -120,4 +140,17 @@ pub struct Status {
     pub down_bytes: u64,
     /// Bytes both ways since midnight UTC; counts against the day's limit.
     pub day_bytes: u64,
+}
+
+impl Status {
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: &Self) {
+        self.flows = self.flows.saturating_add(other.flows);
+        self.allowed += other.allowed;
+        self.denied += other.denied;
+        self.limited += other.limited;
+        self.up_bytes += other.up_bytes;
+        self.down_bytes += other.down_bytes;
+        self.day_bytes += other.day_bytes;
+    }
 }

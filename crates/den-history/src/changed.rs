@@ -33,6 +33,7 @@ use rustix::io::Errno;
 
 use crate::error::shown;
 use crate::view::{DEPTH_MAX, ENTRIES_MAX};
+use crate::volumes::volume_of;
 use crate::{HistoryError, State};
 
 /// More paths than these are not looked at.
@@ -51,11 +52,32 @@ const PIECE_BYTES_MAX: usize = 4_000;
 ///
 /// `since` is the generation that the state both come from had when it was kept; without, both uppers are walked.
 pub fn changed_paths(a: &State, b: &State, since: Option<u64>) -> Result<Vec<PathBuf>, HistoryError> {
+    Ok(all(a, b, since)?.paths.into_iter().collect())
+}
+
+/// All that may differ.
+fn all<'a>(a: &'a State, b: &'a State, since: Option<u64>) -> Result<Candidates<'a>, HistoryError> {
     let found = candidates(a, b, since, &Only::default())?;
-    if found.truncated {
-        return Err(HistoryError::TooMany { path: "/".into(), what: "changed paths", max: PATHS_MAX as u64 });
+    match found.truncated {
+        true => Err(HistoryError::TooMany { path: "/".into(), what: "changed paths", max: PATHS_MAX as u64 }),
+        false => Ok(found),
     }
-    Ok(found.paths.into_iter().collect())
+}
+
+/// What may differ, and which volumes do.
+pub(crate) struct Changed {
+    pub paths: Vec<PathBuf>,
+    pub volumes: Vec<String>,
+}
+
+/// As [`changed_paths`], with the volumes that differ.
+pub(crate) fn changed_and_volumes(a: &State, b: &State, since: Option<u64>) -> Result<Changed, HistoryError> {
+    let found = all(a, b, since)?;
+    let volumes = match found.volumes {
+        Some(volumes) => volumes,
+        None => crate::volumes::differing(a, b)?,
+    };
+    Ok(Changed { paths: found.paths.into_iter().collect(), volumes: volumes.into_iter().collect() })
 }
 
 /// What may differ.
@@ -63,6 +85,8 @@ pub(crate) struct Candidates<'a> {
     pub paths: BTreeSet<PathBuf>,
     /// Whether there are more, or some that lie too deep.
     pub truncated: bool,
+    /// Volumes that were written to; none where that is not known.
+    pub volumes: Option<BTreeSet<String>>,
     pub a: Side<'a>,
     pub b: Side<'a>,
 }
@@ -94,14 +118,16 @@ pub(crate) fn candidates<'a>(
         bytes: 0,
         tasks: Vec::new(),
     };
+    let mut volumes = None;
     match written {
         None => search.tasks.push(Task::Visit("/".into())),
         Some((a, b)) => {
             search.written = a.inodes.union(&b.inodes).copied().collect();
             match (a.names, b.names) {
                 (Some(a), Some(b)) => {
+                    volumes = Some(a.volumes.into_iter().chain(b.volumes).collect());
                     search.walk = Walk::Named;
-                    for (path, is_directory) in a.into_iter().chain(b) {
+                    for (path, is_directory) in a.paths.into_iter().chain(b.paths) {
                         match is_directory {
                             true => search.tasks.push(Task::Visit(path)),
                             false => search.add(path),
@@ -122,7 +148,7 @@ pub(crate) fn candidates<'a>(
         }
         search.run(task)?;
     }
-    Ok(Candidates { paths: search.found, truncated: search.truncated, a: search.a, b: search.b })
+    Ok(Candidates { paths: search.found, truncated: search.truncated, volumes, a: search.a, b: search.b })
 }
 
 /// Only these paths and what is below them; all, where there are none.
@@ -159,8 +185,16 @@ impl Only {
 /// What one state has written since the ancestor.
 struct Seeds {
     inodes: HashSet<u64>,
-    /// Every name of them and whether it is a directory; none where they are too many to ask.
-    names: Option<Vec<(PathBuf, bool)>>,
+    /// Their names; none where they are too many to ask.
+    names: Option<Names>,
+}
+
+#[derive(Default)]
+struct Names {
+    /// Every one in the tree, and whether it is a directory.
+    paths: Vec<(PathBuf, bool)>,
+    /// The volumes that the others lie in.
+    volumes: BTreeSet<String>,
 }
 
 fn seeds(state: &State, since: u64) -> Result<Seeds, HistoryError> {
@@ -172,12 +206,14 @@ fn seeds(state: &State, since: u64) -> Result<Seeds, HistoryError> {
     if written.len() > NAMES_ASKED_MAX {
         return Ok(Seeds { inodes, names: None });
     }
-    let mut names = Vec::with_capacity(written.len());
+    let mut names = Names::default();
     for inode in &written {
         let is_directory = FileType::from_raw_mode(inode.mode) == FileType::Directory;
         for path in btrfs::paths_of(root.as_fd(), inode.inode)? {
             if let Ok(inside) = path.strip_prefix("data") {
-                names.push((Path::new("/").join(inside), is_directory));
+                names.paths.push((Path::new("/").join(inside), is_directory));
+            } else if let Some(volume) = volume_of(&path) {
+                names.volumes.insert(volume);
             }
         }
     }

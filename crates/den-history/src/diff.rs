@@ -23,7 +23,7 @@ use crate::changed::{Only, candidates};
 use crate::same::{Place, same_bytes, spend};
 use crate::text::{TEXT_BYTES_MAX, is_text, line_counts, unified_between};
 use crate::view::{Meta, View, show};
-use crate::{HistoryError, State};
+use crate::{HistoryError, Phase, Progress, State, volumes};
 
 mod renames;
 
@@ -53,11 +53,13 @@ pub struct DiffOptions {
     pub limit: usize,
     /// Whether what moved is told as one.
     pub renames: bool,
+    /// Where it is told how far it is.
+    pub progress: Progress,
 }
 
 impl Default for DiffOptions {
     fn default() -> Self {
-        Self { paths: Vec::new(), text: false, limit: 10_000, renames: true }
+        Self { paths: Vec::new(), text: false, limit: 10_000, renames: true, progress: Progress::default() }
     }
 }
 
@@ -75,6 +77,8 @@ pub struct Difference {
     pub complete: bool,
     /// By path, all of them.
     pub raw: Vec<RawChange>,
+    /// Places beside the trees that differ too, and are not compared: `/var/lib/docker`.
+    pub volumes: Vec<String>,
 }
 
 /// One path that differs, exactly.
@@ -120,10 +124,14 @@ impl RawChange {
 /// # }
 /// ```
 pub fn diff(a: &State, b: &State, since: Option<u64>, options: &DiffOptions) -> Result<Difference, HistoryError> {
+    let progress = &options.progress;
+    progress.begin(Phase::Finding, 0);
     let mut found = candidates(a, b, since, &Only::of(&options.paths)?)?;
     let mut budget = Budget::default();
     let mut raw = Vec::new();
+    progress.begin(Phase::Comparing, found.paths.len());
     for path in std::mem::take(&mut found.paths) {
+        progress.step();
         let (before, after) = (a.view.lstat(&path)?, b.view.lstat(&path)?);
         let (kind, parts) = match (&before, &after) {
             (None, None) => continue,
@@ -150,14 +158,24 @@ pub fn diff(a: &State, b: &State, since: Option<u64>, options: &DiffOptions) -> 
             ChangeKind::Changed | ChangeKind::Renamed => &mut count.changed,
         } += 1;
     }
-    let told = raw.iter().take(options.limit);
-    let files = told.map(|change| tell(a, b, change, options.text, &mut budget)).collect::<Result<Vec<_>, _>>()?;
+    let told = raw.len().min(options.limit);
+    progress.begin(Phase::Describing, told);
+    let mut files = Vec::with_capacity(told);
+    for change in &raw[..told] {
+        progress.step();
+        files.push(tell(a, b, change, options.text, &mut budget)?);
+    }
     let truncated = found.truncated || files.len() < raw.len();
-    Ok(Difference { files, count, truncated, complete: !found.truncated, raw })
+    let volumes = match found.volumes {
+        _ if !options.paths.is_empty() => Vec::new(),
+        Some(volumes) => volumes.into_iter().collect(),
+        None => volumes::differing(a, b)?.into_iter().collect(),
+    };
+    Ok(Difference { files, count, truncated, complete: !found.truncated, raw, volumes })
 }
 
 /// How much may still be read.
-struct Budget {
+pub(crate) struct Budget {
     hash: u64,
     compared: u64,
     text_input: u64,
@@ -176,7 +194,7 @@ impl Default for Budget {
 }
 
 /// What differs between an entry of the first state and one of the second.
-fn differing(old: Place<'_>, new: Place<'_>, budget: &mut Budget) -> Result<Vec<ChangePart>, HistoryError> {
+pub(crate) fn differing(old: Place<'_>, new: Place<'_>, budget: &mut Budget) -> Result<Vec<ChangePart>, HistoryError> {
     let (before, after) = (old.meta, new.meta);
     if before.file_type != after.file_type || (before.kind == EntryKind::Special && before.rdev != after.rdev) {
         return Ok(vec![ChangePart::Kind]);

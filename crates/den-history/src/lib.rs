@@ -20,14 +20,17 @@ mod error;
 mod look;
 pub mod meaning;
 pub mod merge;
+mod progress;
 mod same;
 mod text;
 mod view;
+mod volumes;
 
 pub use blame::{BlamedLine, blame_lines};
 pub use changed::changed_paths;
 pub use diff::{DiffOptions, Difference, RawChange, diff};
 pub use error::HistoryError;
 pub use look::{GrepOptions, grep, list, read, stat, tar};
+pub use progress::{Phase, Progress};
 pub use text::{is_text, unified};
 pub use view::{Meta, Stamp, State, View, show};

@@ -190,12 +190,14 @@ fn told(difference: &Difference) -> Told {
     difference.raw.iter().map(|change| (change.path.clone(), (change.kind, set(&change.parts)))).collect()
 }
 
-const PLAIN: DiffOptions = DiffOptions { paths: Vec::new(), text: false, limit: usize::MAX, renames: false };
+fn plain() -> DiffOptions {
+    DiffOptions { limit: usize::MAX, renames: false, ..DiffOptions::default() }
+}
 
 /// Compares with the naive judge, and what is told of renames with what is told without them.
 fn judge(a: &State, b: &State, since: Option<u64>) -> Result<(), TestCaseError> {
     let expected = naive(&a.view, &b.view);
-    let plain = diff(a, b, since, &PLAIN).unwrap();
+    let plain = diff(a, b, since, &plain()).unwrap();
     prop_assert_eq!(&told(&plain), &expected, "since {:?}", since);
     let found: BTreeSet<PathBuf> = changed_paths(a, b, since).unwrap().into_iter().collect();
     prop_assert!(expected.keys().all(|path| found.contains(path)));

@@ -19,6 +19,6 @@ mod machines;
 
 pub use link::{
     ApplyContent, Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput,
-    StepLink,
+    StepLink, Synced,
 };
 pub use machines::{BootPlan, Machine, MachineError, Machines, MachinesConfig};

@@ -54,6 +54,9 @@ pub enum LinkError {
     /// The agent is gone, or speaks nonsense.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// It is there, and says nothing.
+    #[error("no answer for {} s", .0.as_secs())]
+    Silent(Duration),
     /// Nobody listens.
     #[error("no agent at {}", path.display())]
     Connect {
@@ -301,6 +304,18 @@ impl Link {
             .map_err(std::io::Error::other)?
     }
 
+    /// Has everything inside written out, and what can be frozen stand still while this is held. `None` from an agent
+    /// that cannot.
+    pub async fn sync(&self) -> Result<Option<Synced>, LinkError> {
+        let (mut read, write) = self.open(&Request::Sync).await?;
+        match reply(&mut read).await {
+            Ok(Reply::Done) => Ok(Some(Synced((read, write)))),
+            Ok(_) => Err(unexpected()),
+            Err(LinkError::Failed(failure)) if failure.kind == FailureKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What listens inside, in no order.
     pub async fn ports(&self) -> Result<Vec<Listening>, LinkError> {
         let (mut read, _write) = self.open(&Request::Ports).await?;
@@ -325,6 +340,9 @@ impl Link {
         }
     }
 }
+
+/// What is inside is written out, and part of it may stand still until this is dropped.
+pub struct Synced(#[expect(dead_code, reason = "closing it lets what is frozen go on")] Halves);
 
 async fn started(stream: UnixStream) -> Result<StepLink, LinkError> {
     let (read, write) = stream.into_split();

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use den_model::{ComputerId, Limits};
@@ -95,6 +95,8 @@ struct Inner {
     started_before: AtomicBool,
     /// The launcher was told to go: no other is started for whoever still asks.
     ended: AtomicBool,
+    on_restart: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    boots: [AtomicU64; 2],
 }
 
 /// What to boot.
@@ -143,6 +145,8 @@ impl Machines {
             starting: tokio::sync::Mutex::new(()),
             started_before: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            on_restart: OnceLock::new(),
+            boots: Default::default(),
         }));
         let mut attempt = 1;
         let found = loop {
@@ -161,6 +165,11 @@ impl Machines {
             }
         };
         Ok((machines, found))
+    }
+
+    /// Has `told` called whenever a launcher was started in place of one that was lost. The first one asked for holds.
+    pub fn on_restart(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.on_restart.set(Box::new(told));
     }
 
     /// The computers that the launcher carries.
@@ -212,9 +221,10 @@ impl Machines {
             }
             other => other?,
         };
-        let (Reply::Created { pid, link, .. }, Some(pidfd)) = answer else {
+        let (Reply::Created { pid, link, pooled }, Some(pidfd)) = answer else {
             return Err(MachineError::Answer { wanted: "Created" });
         };
+        self.0.boots[usize::from(pooled)].fetch_add(1, Ordering::Relaxed);
         let machine = self.machine(plan.id, pid, link, pidfd)?;
         begun(&machine);
         let greeted = tokio::select! {
@@ -252,6 +262,12 @@ impl Machines {
     pub async fn set_pool(&self, target: u32) -> Result<(), MachineError> {
         self.0.pool.store(target, Ordering::Relaxed);
         self.done(&Request::Pool { target }).await
+    }
+
+    /// How many boots found a husk ready, and how many did not, since this daemon began.
+    pub fn boots(&self) -> (u64, u64) {
+        let [cold, pooled] = &self.0.boots;
+        (pooled.load(Ordering::Relaxed), cold.load(Ordering::Relaxed))
     }
 
     /// How many husks are ready.
@@ -361,6 +377,9 @@ impl Machines {
         }
         let first = !self.0.started_before.swap(true, Ordering::Relaxed);
         self.0.program.start(first).await?;
+        if let Some(told) = self.0.on_restart.get() {
+            told();
+        }
         let connection = Connection::open(&socket)?;
         let target = self.0.pool.load(Ordering::Relaxed);
         connection.send(&Request::Pool { target }).await?;

@@ -22,6 +22,12 @@ pub enum State {
     Failed,
     /// Being unmade; the name is free again.
     Removing,
+    /// All of its processes stand still; memory and connections are kept. A request wakes it.
+    Paused,
+    /// It stands still, nothing leaves it and nothing gets in: kept as evidence.
+    Unplugged,
+    /// Removed, with its disk, steps and states kept until the trash is emptied; the name is free again.
+    Trashed,
 }
 
 /// What someone may ask of a computer. A request may be refused.
@@ -40,6 +46,16 @@ pub enum Request {
     Fork,
     /// Put the disk back to a state.
     Restore,
+    /// Let its processes stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Cut it off, standing still.
+    Unplug,
+    /// Take it back to what it was when it was cut off.
+    Replug,
+    /// Take it out of the trash.
+    Undelete,
 }
 
 /// What has happened to a computer. A fact may not be refused.
@@ -68,8 +84,18 @@ pub struct Refused {
 
 impl State {
     /// Every state, for tables and tests.
-    pub const ALL: [Self; 7] =
-        [Self::Creating, Self::Running, Self::Stopping, Self::Stopped, Self::Starting, Self::Failed, Self::Removing];
+    pub const ALL: [Self; 10] = [
+        Self::Creating,
+        Self::Running,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Starting,
+        Self::Failed,
+        Self::Removing,
+        Self::Paused,
+        Self::Unplugged,
+        Self::Trashed,
+    ];
 
     /// The state after `request` was taken.
     ///
@@ -78,11 +104,20 @@ impl State {
         use {Request as R, State as S};
         match (self, request) {
             (S::Stopped | S::Failed, R::Start) => Ok(S::Starting),
-            (S::Running | S::Starting, R::Stop) => Ok(S::Stopping),
+            (S::Running | S::Starting | S::Paused, R::Stop) => Ok(S::Stopping),
             (S::Running, R::Use) => Ok(S::Running),
             // It is booted anew on the disk that it gets.
-            (S::Running, R::Restore) => Ok(S::Starting),
+            (S::Running | S::Paused, R::Restore) => Ok(S::Starting),
             (S::Stopped | S::Failed, R::Restore) => Ok(S::Stopped),
+            (S::Running, R::Pause) => Ok(S::Paused),
+            (S::Paused, R::Resume) => Ok(S::Running),
+            // Whatever it is doing; asked for again, it is what it is.
+            (S::Running | S::Paused | S::Stopping | S::Stopped | S::Starting | S::Failed | S::Unplugged, R::Unplug) => {
+                Ok(S::Unplugged)
+            }
+            // Where nothing of it runs any more; else to where it was.
+            (S::Unplugged, R::Replug) => Ok(S::Stopped),
+            (S::Trashed, R::Undelete) => Ok(S::Stopped),
             (S::Removing, _) => Err(Refused { state: self, request }),
             (state, R::Fork) if state != S::Creating => Ok(state),
             (_, R::Remove) => Ok(S::Removing),
@@ -96,9 +131,10 @@ impl State {
         match (self, fact) {
             (S::Creating | S::Starting, F::Booted) => S::Running,
             (S::Stopping, F::Died) => S::Stopped,
-            (S::Creating | S::Starting | S::Running, F::Died) => S::Failed,
+            (S::Creating | S::Starting | S::Running | S::Paused, F::Died) => S::Failed,
             (S::Creating | S::Starting, F::BootFailed) => S::Failed,
-            (S::Creating | S::Running | S::Starting | S::Stopping, F::HostRestarted) => S::Stopped,
+            (S::Creating | S::Running | S::Starting | S::Stopping | S::Paused, F::HostRestarted) => S::Stopped,
+            // What is cut off stays so, though nothing of it runs.
             (state, _) => state,
         }
     }
@@ -113,6 +149,9 @@ impl State {
             Self::Starting => "starting",
             Self::Failed => "failed",
             Self::Removing => "removing",
+            Self::Paused => "paused",
+            Self::Unplugged => "unplugged",
+            Self::Trashed => "trashed",
         }
     }
 
@@ -124,7 +163,19 @@ impl State {
 
 impl Request {
     /// Every request.
-    pub const ALL: [Self; 6] = [Self::Start, Self::Stop, Self::Remove, Self::Use, Self::Fork, Self::Restore];
+    pub const ALL: [Self; 11] = [
+        Self::Start,
+        Self::Stop,
+        Self::Remove,
+        Self::Use,
+        Self::Fork,
+        Self::Restore,
+        Self::Pause,
+        Self::Resume,
+        Self::Unplug,
+        Self::Replug,
+        Self::Undelete,
+    ];
 }
 
 impl Fact {
@@ -147,6 +198,11 @@ impl fmt::Display for Request {
             Self::Use => "use",
             Self::Fork => "fork",
             Self::Restore => "restore",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Unplug => "unplug",
+            Self::Replug => "replug",
+            Self::Undelete => "undelete",
         })
     }
 }

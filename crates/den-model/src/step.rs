@@ -21,11 +21,13 @@ pub enum StepKind {
     Restore,
     /// Changes of a fork came in; the command says of which.
     Merge,
+    /// One start of a service; [`Step::who`] says of which.
+    Service,
 }
 
 impl StepKind {
     /// All there are.
-    pub const ALL: [Self; 5] = [Self::Exec, Self::Entrypoint, Self::Files, Self::Restore, Self::Merge];
+    pub const ALL: [Self; 6] = [Self::Exec, Self::Entrypoint, Self::Files, Self::Restore, Self::Merge, Self::Service];
 
     /// As it is stored.
     pub const fn as_str(self) -> &'static str {
@@ -35,12 +37,18 @@ impl StepKind {
             Self::Files => "files",
             Self::Restore => "restore",
             Self::Merge => "merge",
+            Self::Service => "service",
         }
     }
 
     /// Whether it has a log, for output.
     pub const fn has_log(self) -> bool {
-        matches!(self, Self::Exec | Self::Entrypoint)
+        matches!(self, Self::Exec | Self::Entrypoint | Self::Service)
+    }
+
+    /// Whether a computer is in use while it runs. What runs for as long as its computer does says nothing.
+    pub const fn keeps_awake(self) -> bool {
+        !matches!(self, Self::Entrypoint | Self::Service)
     }
 
     /// The kind of this name.

@@ -91,10 +91,12 @@ fn admit(request: &Request, token: &Token) -> Result<(), ApiError> {
         check_host(request.uri(), request.headers())?;
     }
     let path = request.uri().path();
-    if (path == "/v1" || path.starts_with("/v1/")) && !bearer(request.headers()).is_some_and(|it| token.matches(it)) {
-        return Err(unauthorized(request.headers()));
-    }
-    Ok(())
+    if path == "/v1" || path.starts_with("/v1/") { authorised(request.headers(), token) } else { Ok(()) }
+}
+
+/// Whether a request has the token.
+pub(crate) fn authorised(headers: &HeaderMap, token: &Token) -> Result<(), ApiError> {
+    if bearer(headers).is_some_and(|it| token.matches(it)) { Ok(()) } else { Err(unauthorized(headers)) }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

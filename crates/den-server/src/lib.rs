@@ -26,7 +26,13 @@ mod routes;
 mod serve;
 mod token;
 
-use axum::{Router, extract::DefaultBodyLimit, http::StatusCode, middleware};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::Response,
+};
 use den_control::Control;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::{
@@ -42,16 +48,28 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub use error::ApiError;
 pub use extract::JSON_BYTES_MAX;
 pub use guard::{Ends, REQUEST_ID_HEADER};
+pub use routes::MetricsSettings;
 pub use serve::{CONNECTIONS_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve};
 pub use token::Token;
 
-use crate::routes::{App, computers, files, history, images, net, ports, service, sockets, steps, tar};
+use crate::routes::{
+    App, computers, events, files, history, images, life, metrics, net, ports, service, services, sockets, steps, tar,
+    trash,
+};
 
 /// All routes behind their guard. `stop` is cancelled once a `POST /v1/shutdown` has been carried
 /// out; whoever serves the router ends then.
-pub fn router(control: Control, token: Token, stop: CancellationToken) -> Router {
+pub fn router(control: Control, token: Token, stop: CancellationToken, metrics: MetricsSettings) -> Router {
     let (routes, _) = described().split_for_parts();
-    guarded(routes, token).with_state(App { control, stop })
+    let app = App { control: control.clone(), stop, token: token.clone(), metrics };
+    guarded(routes, token).layer(middleware::from_fn_with_state(control, count)).with_state(app)
+}
+
+/// Counts answers by their status.
+async fn count(State(control): State<Control>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    control.answered(response.status().as_u16());
+    response
 }
 
 /// `routes` with what stands before and behind all of them.
@@ -127,7 +145,9 @@ fn described() -> OpenApiRouter<App> {
             tag("files", "Files and trees inside a computer"),
             tag("history", "States: kept, forked, gone back to, looked into, compared, merged"),
             tag("ports", "What listens inside a computer, and connections to it"),
+            tag("services", "Commands that a computer keeps running"),
             tag("net", "What a computer may reach, and what it did reach"),
+            tag("trash", "What was removed, and taking back what was done"),
             tag("images", "What computers start from"),
             tag("service", "The daemon itself"),
         ]))
@@ -135,14 +155,22 @@ fn described() -> OpenApiRouter<App> {
         .build();
     OpenApiRouter::with_openapi(api)
         .routes(routes!(service::healthz))
-        .routes(routes!(service::readyz))
+        .routes(routes!(metrics::readyz))
+        .routes(routes!(metrics::metrics))
+        .routes(routes!(metrics::usage))
+        .routes(routes!(events::events))
         .routes(routes!(service::version))
         .routes(routes!(service::openapi))
         .routes(routes!(service::shutdown))
         .routes(routes!(computers::create, computers::list))
-        .routes(routes!(computers::get, computers::remove))
+        .routes(routes!(computers::get, computers::remove, life::change))
         .routes(routes!(computers::start))
         .routes(routes!(computers::stop))
+        .routes(routes!(life::pause))
+        .routes(routes!(life::resume))
+        .routes(routes!(life::unplug))
+        .routes(routes!(life::unplug_all))
+        .routes(routes!(life::replug))
         .routes(routes!(steps::exec, steps::list))
         .routes(routes!(steps::get))
         .routes(routes!(steps::output))
@@ -165,13 +193,22 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(history::state_tar))
         .routes(routes!(history::diff))
         .routes(routes!(history::merge))
+        .routes(routes!(history::explore))
         .routes(routes!(history::changes))
         .routes(routes!(history::blame))
         .routes(routes!(ports::list))
         .routes(routes!(ports::connect))
+        .routes(routes!(services::add, services::list))
+        .routes(routes!(services::get, services::remove))
+        .routes(routes!(services::start))
+        .routes(routes!(services::stop))
+        .routes(routes!(services::restart))
         .routes(routes!(net::get, net::change))
         .routes(routes!(net::check))
         .routes(routes!(net::log))
+        .routes(routes!(trash::list, trash::empty))
+        .routes(routes!(trash::empty_one))
+        .routes(routes!(trash::undo, trash::undo_list))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
         .routes(routes!(images::build))

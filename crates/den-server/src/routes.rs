@@ -4,17 +4,33 @@
 use den_control::{Control, Who};
 use tokio_util::sync::CancellationToken;
 
+use crate::Token;
+
 pub(crate) mod computers;
+pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod history;
 pub(crate) mod images;
+pub(crate) mod life;
+pub(crate) mod metrics;
 pub(crate) mod net;
 pub(crate) mod ports;
 pub(crate) mod service;
+pub(crate) mod services;
 pub(crate) mod sockets;
 pub(crate) mod steps;
 pub(crate) mod tar;
 mod transfer;
+pub(crate) mod trash;
+
+/// Who sees the metrics, and how much of them there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// They need no token.
+    pub open: bool,
+    /// Some of them are told of each computer.
+    pub per_computer: bool,
+}
 
 /// What every handler can reach.
 #[derive(Clone)]
@@ -22,6 +38,8 @@ pub(crate) struct App {
     pub(crate) control: Control,
     /// Cancelled when the daemon is to end.
     pub(crate) stop: CancellationToken,
+    pub(crate) token: Token,
+    pub(crate) metrics: MetricsSettings,
 }
 
 /// Who asks: there is one token so far, so it is the interface that is named.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::{
     Durability, LIST_ROWS_MAX, Parts, Pending, Store, StoreError,
     error::{Inside, Op},
+    services,
 };
 
 const COLUMNS: &str = "id, spec, state, reason, created_at, changed_at, boot_id, net, parent";
@@ -93,14 +94,16 @@ impl Store {
         boot_id: Option<String>,
         durability: Durability,
     ) -> Pending<()> {
-        self.write(Op::SetState, durability, Parts::One, move |connection| {
+        let starts = state == State::Starting;
+        self.write(Op::SetState, durability, if starts { Parts::Several } else { Parts::One }, move |connection| {
             let changed = connection
                 .prepare_cached(
                     "UPDATE computers SET state = ?2, reason = ?3, changed_at = ?4, boot_id = coalesce(?5, boot_id)
                      WHERE id = ?1",
                 )?
                 .execute(params![blob(id), state.as_str(), reason, changed_at, boot_id])?;
-            one(changed, id)
+            one(changed, id)?;
+            if starts { services::begin_anew(connection, id) } else { Ok(()) }
         })
     }
 
@@ -122,10 +125,11 @@ impl Store {
         })
     }
 
-    /// Returns the computer that has this name; one that is being removed has none.
+    /// Returns the computer that has this name; one that is being removed or lies in the trash has
+    /// none.
     pub async fn find_computer(&self, name: &ComputerName) -> Result<Option<Computer>, StoreError> {
         self.read_few(Op::ReadComputers, |connection| {
-            let sql = select_sql("WHERE name = ?1 AND state <> 'removing'");
+            let sql = select_sql("WHERE name = ?1 AND state NOT IN ('removing', 'trashed')");
             fetch(connection.prepare_cached(&sql)?.query([name.as_str()])?.next()?)
         })
     }
@@ -183,9 +187,9 @@ fn claim(
     }
 }
 
-fn holder(connection: &Connection, name: &ComputerName) -> rusqlite::Result<Option<ComputerId>> {
+pub(crate) fn holder(connection: &Connection, name: &ComputerName) -> rusqlite::Result<Option<ComputerId>> {
     connection
-        .prepare_cached("SELECT id FROM computers WHERE name = ?1 AND state <> 'removing'")?
+        .prepare_cached("SELECT id FROM computers WHERE name = ?1 AND state NOT IN ('removing', 'trashed')")?
         .query_row([name.as_str()], |row| row.get(0).map(id_of))
         .optional()
 }

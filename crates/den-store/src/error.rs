@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use den_model::{ComputerId, ComputerName, StateLabel, StepNumber};
+use den_model::{ComputerId, ComputerName, ServiceName, StateLabel, StepNumber};
 use rusqlite::ErrorCode;
 
 /// Why a fact was not written or read. Nothing of a failed write is kept.
@@ -126,6 +126,28 @@ pub enum StoreError {
         /// The number.
         number: u64,
     },
+    /// It was taken back already, or there is no such thing.
+    #[error("there is nothing number {number} that could be taken back")]
+    NothingToUndo {
+        /// The number of the row.
+        number: u64,
+    },
+    /// Another service of the computer has the name.
+    #[error("{computer} has a service `{service}` already")]
+    ServiceExists {
+        /// Its computer.
+        computer: ComputerId,
+        /// The name.
+        service: ServiceName,
+    },
+    /// There is no such service.
+    #[error("{computer} has no service `{service}`")]
+    NoSuchService {
+        /// Its computer.
+        computer: ComputerId,
+        /// The name.
+        service: ServiceName,
+    },
     /// The disk has no room.
     #[error("{op}: no room for {}", path.display())]
     Full {
@@ -180,6 +202,9 @@ impl StoreError {
             Self::LabelTaken { .. } => "label_taken",
             Self::SnapshotExists { .. } => "snapshot_exists",
             Self::NoSuchSnapshot { .. } => "no_such_snapshot",
+            Self::NothingToUndo { .. } => "nothing_to_undo",
+            Self::ServiceExists { .. } => "service_exists",
+            Self::NoSuchService { .. } => "no_such_service",
             Self::Full { .. } => "store_full",
             Self::Sqlite { .. } => "store_failed",
             Self::NotSynced { .. } => "store_not_synced",
@@ -206,6 +231,12 @@ pub enum Op {
     InsertSnapshot,
     DeleteSnapshots,
     ReadSnapshots,
+    WriteServices,
+    ReadServices,
+    InsertEvents,
+    ReadEvents,
+    InsertUndo,
+    ReadUndo,
     Prune,
 }
 
@@ -226,6 +257,12 @@ impl std::fmt::Display for Op {
             Self::InsertSnapshot => "recording a kept state",
             Self::DeleteSnapshots => "forgetting kept states",
             Self::ReadSnapshots => "reading kept states",
+            Self::WriteServices => "recording a service",
+            Self::ReadServices => "reading services",
+            Self::InsertEvents => "recording events",
+            Self::ReadEvents => "reading events",
+            Self::InsertUndo => "recording what can be taken back",
+            Self::ReadUndo => "reading what can be taken back",
             Self::Prune => "forgetting old rows",
         })
     }

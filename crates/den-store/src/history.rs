@@ -17,43 +17,7 @@ impl Store {
     ///
     /// Errors: `no_such_computer`; `label_taken`; `snapshot_exists`.
     pub fn insert_snapshot(&self, id: ComputerId, snapshot: &Snapshot, durability: Durability) -> Pending<()> {
-        let Snapshot { number, step, kind, created_at, frozen_us, torn, generation, parent, went_to, dropped, .. } =
-            *snapshot;
-        let label = snapshot.label.clone();
-        self.write(Op::InsertSnapshot, durability, Parts::One, move |connection| {
-            let inserted = connection
-                .prepare_cached(
-                    "INSERT INTO snapshots (computer, number, step, label, kind, created_at, frozen_us, torn, generation,
-                                            parent, went_to, dropped)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                )?
-                .execute(params![
-                    blob(id),
-                    int(number),
-                    int(step),
-                    label.as_ref().map(StateLabel::as_str),
-                    kind.as_str(),
-                    created_at,
-                    int(frozen_us),
-                    torn,
-                    int(generation),
-                    parent.map(int),
-                    went_to.map(int),
-                    dropped
-                ]);
-            match inserted {
-                Ok(_) => Ok(()),
-                Err(error) if extended(&error) == Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => {
-                    Err(StoreError::NoSuchComputer { computer: id }.into())
-                }
-                Err(error) if is_constraint(&error) => Err(match (label, has(connection, id, number)?) {
-                    (Some(label), false) => StoreError::LabelTaken { computer: id, label },
-                    _ => StoreError::SnapshotExists { computer: id, number },
-                }
-                .into()),
-                Err(error) => Err(error.into()),
-            }
-        })
+        self.write(Op::InsertSnapshot, durability, Parts::One, inserting(id, snapshot))
     }
 
     /// Records what is known of a state only after it was taken.
@@ -231,6 +195,50 @@ impl Store {
             select_steps(connection, &sql, params![blob(id), from, text, int(limit as u64)])
         })
         .await
+    }
+}
+
+/// Writes the row of a state.
+pub(crate) fn inserting(
+    id: ComputerId,
+    snapshot: &Snapshot,
+) -> impl FnOnce(&Connection) -> Result<(), Inside> + Send + 'static + use<> {
+    let Snapshot { number, step, kind, created_at, frozen_us, torn, generation, parent, went_to, dropped, .. } =
+        *snapshot;
+    let label = snapshot.label.clone();
+    move |connection| {
+        let inserted = connection
+            .prepare_cached(
+                "INSERT INTO snapshots (computer, number, step, label, kind, created_at, frozen_us, torn, generation,
+                                        parent, went_to, dropped)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                blob(id),
+                int(number),
+                int(step),
+                label.as_ref().map(StateLabel::as_str),
+                kind.as_str(),
+                created_at,
+                int(frozen_us),
+                torn,
+                int(generation),
+                parent.map(int),
+                went_to.map(int),
+                dropped
+            ]);
+        match inserted {
+            Ok(_) => Ok(()),
+            Err(error) if extended(&error) == Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => {
+                Err(StoreError::NoSuchComputer { computer: id }.into())
+            }
+            Err(error) if is_constraint(&error) => Err(match (label, has(connection, id, number)?) {
+                (Some(label), false) => StoreError::LabelTaken { computer: id, label },
+                _ => StoreError::SnapshotExists { computer: id, number },
+            }
+            .into()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

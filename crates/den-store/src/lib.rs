@@ -37,15 +37,20 @@
 
 mod computers;
 mod error;
+mod events;
 mod history;
+mod life;
 mod lock;
 mod net;
 mod readers;
 mod schema;
+mod services;
 mod steps;
 mod sync;
 mod together;
+mod trash;
 mod undo;
+mod undo_rows;
 mod writer;
 
 use std::{
@@ -56,12 +61,16 @@ use std::{
     task::{Context, Poll},
 };
 
+use den_model::meter::{Histogram, SIZES, TIMES};
 use tokio::sync::oneshot;
 
 pub use computers::{Filter, Idempotency};
 pub use error::StoreError;
+pub use events::{EVENTS_KEPT_MAX, EventFilter, EventRows, EventsOf, NewEvent};
+pub use life::Life;
 pub use net::NetChange;
 pub use steps::Order;
+pub use undo_rows::{NewUndo, UNDO_GONE_KEPT_MAX, UNDO_KEPT_MAX, UndoOf, UndoRow};
 
 use crate::{error::Op, lock::Lock, readers::Readers, sync::Syncer, writer::Writer};
 
@@ -90,6 +99,7 @@ struct Inner {
     readers: Arc<Readers>,
     writer: Writer,
     _syncer: Syncer,
+    meters: Arc<Meters>,
     path: PathBuf,
     _lock: Lock,
 }
@@ -105,10 +115,11 @@ impl Store {
         let path = dir.join(FILE);
         let lock = Lock::take(dir.join("den.db.lock"))?;
         let connection = schema::open(&path)?;
-        let syncer = Syncer::start(&path)?;
+        let meters = Arc::new(Meters::default());
+        let syncer = Syncer::start(&path, Arc::clone(&meters))?;
         let readers = Arc::new(Readers::new(path.clone()));
-        let writer = Writer::start(connection, syncer.handle())?;
-        Ok(Self(Arc::new(Inner { readers, writer, _syncer: syncer, path, _lock: lock })))
+        let writer = Writer::start(connection, syncer.handle(), Arc::clone(&meters))?;
+        Ok(Self(Arc::new(Inner { readers, writer, _syncer: syncer, meters, path, _lock: lock })))
     }
 
     /// Reads every page and says whether the file is whole. Takes about a second a gigabyte.
@@ -122,6 +133,25 @@ impl Store {
         })
         .await
         .and_then(|found| if found == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path, found }) })
+    }
+
+    /// How it does, since it was opened.
+    pub fn meters(&self) -> &Meters {
+        &self.0.meters
+    }
+
+    /// How many operations wait for the writer.
+    pub fn waiting(&self) -> usize {
+        self.0.writer.waiting()
+    }
+
+    /// Writes nothing, and returns once all that was queued before is written: whether it would be.
+    pub fn probe(&self) -> Pending<()> {
+        self.write(Op::Check, Durability::Process, Parts::One, |connection| {
+            // A page is changed and left as it was.
+            connection.prepare_cached("UPDATE meta SET value = value WHERE key = ''")?.execute([])?;
+            Ok(())
+        })
     }
 
     /// Writes `work` in place, or queues it for the writer; it is one unit even in a batch.
@@ -154,6 +184,23 @@ impl Store {
         let readers = Arc::clone(&self.0.readers);
         let result = tokio::task::spawn_blocking(move || readers.with(read)).await;
         result.map_err(|_| StoreError::Closed)?.map_err(|inside| inside.during(op, &self.0.path))
+    }
+}
+
+/// What is measured of a store.
+#[derive(Debug)]
+pub struct Meters {
+    /// Operations in a transaction.
+    pub batch: Histogram,
+    /// How long a transaction takes.
+    pub commit: Histogram,
+    /// How long the disk takes to confirm what was written.
+    pub sync: Histogram,
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        Self { batch: Histogram::new(SIZES), commit: Histogram::new(TIMES), sync: Histogram::new(TIMES) }
     }
 }
 

@@ -5,9 +5,10 @@ use den_model::{ComputerId, Micros};
 use rusqlite::params;
 
 use crate::{
-    Durability, LIST_ROWS_MAX, Parts, Pending, Store, StoreError,
+    Durability, LIST_ROWS_MAX, NewUndo, Parts, Pending, Store, StoreError,
     computers::{blob, one},
     error::Op,
+    undo_rows,
 };
 
 /// Changes that are kept for one computer; the oldest go first.
@@ -25,10 +26,11 @@ pub struct NetChange {
 }
 
 impl Store {
-    /// Records another policy for a computer, and who asked for it: both or neither.
+    /// Records another policy for a computer, who asked for it, and how it is taken back: all or nothing. Returns
+    /// the number of the latter.
     ///
-    /// Errors: `no_such_computer`.
-    pub fn set_net(&self, id: ComputerId, change: NetChange, durability: Durability) -> Pending<()> {
+    /// Errors: `no_such_computer`; `nothing_to_undo` where what it takes back was taken back already.
+    pub fn set_net(&self, id: ComputerId, change: NetChange, undo: NewUndo, durability: Durability) -> Pending<u64> {
         self.write(Op::SetNet, durability, Parts::Several, move |connection| {
             let NetChange { at, who, net } = change;
             let changed = connection
@@ -47,7 +49,7 @@ impl Store {
                      (SELECT max(number) FROM net_changes WHERE computer = ?1) - ?2",
                 )?
                 .execute(params![blob(id), NET_CHANGES_KEPT_MAX])?;
-            Ok(())
+            undo_rows::insert(connection, id, &undo)
         })
     }
 

@@ -99,6 +99,57 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (computer, number)
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX snapshots_label ON snapshots (computer, label) WHERE label IS NOT NULL;",
+    // 3 → 4. Computers that sleep, are cut off or lie in the trash; what they serve, and what happened to them.
+    "ALTER TABLE computers ADD COLUMN idle   TEXT;    -- Idle as JSON; NULL where it never sleeps by itself
+    ALTER TABLE computers ADD COLUMN asleep INTEGER NOT NULL DEFAULT 0; -- 1: stopped because it was idle
+    ALTER TABLE computers ADD COLUMN before TEXT;     -- the state that it comes back to
+    DROP INDEX computers_name;
+    -- One that is being removed or lies in the trash has given its name back.
+    CREATE UNIQUE INDEX computers_name ON computers (name) WHERE state NOT IN ('removing', 'trashed');
+
+    CREATE TABLE services (
+        computer     BLOB    NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+        name         TEXT    NOT NULL,
+        spec         TEXT    NOT NULL,            -- ServiceSpec as JSON
+        wanted       INTEGER NOT NULL,            -- 1: runs while its computer runs
+        created_at   INTEGER NOT NULL,
+        step         INTEGER NOT NULL,            -- its newest start; 0 before the first
+        begun        INTEGER NOT NULL,            -- 1: that start is of this run of its computer
+        ready        INTEGER NOT NULL,            -- 1: its check has held since
+        restarts     INTEGER NOT NULL,
+        PRIMARY KEY (computer, name)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Outlive their computers.
+    CREATE TABLE events (
+        number       INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        at           INTEGER NOT NULL,
+        kind         TEXT    NOT NULL,
+        computer     BLOB,
+        name         TEXT,                        -- as the computer was called then
+        who          TEXT,
+        detail       TEXT    NOT NULL             -- JSON object
+    ) STRICT;
+    CREATE INDEX events_computer ON events (computer, number) WHERE computer IS NOT NULL;
+
+    -- A row whose thing is gone for good outlives its computer.
+    CREATE TABLE undo (
+        number       INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        at           INTEGER NOT NULL,
+        who          TEXT    NOT NULL,
+        computer     BLOB    NOT NULL,
+        name         TEXT    NOT NULL,            -- as the computer was called then
+        what         TEXT    NOT NULL,            -- what is taken back, and to what, as JSON
+        takes_back   INTEGER,                     -- the row that this took back
+        forth        INTEGER NOT NULL,            -- 0: it took something back; 1: it did something
+        undone_at    INTEGER,
+        gone         TEXT                         -- why it can never be taken back
+    ) STRICT;
+    CREATE INDEX undo_gone ON undo (number) WHERE gone IS NOT NULL;
+    CREATE TRIGGER undo_of_computer AFTER DELETE ON computers BEGIN
+        DELETE FROM undo WHERE computer = OLD.id AND gone IS NULL;
+    END;
+    CREATE INDEX undo_computer ON undo (computer, number);",
 ];
 
 /// Opens the database for the writer, migrated to the newest schema, with its WAL there.

@@ -48,39 +48,7 @@ impl Store {
     ///
     /// Errors: `no_such_computer`; `step_exists`.
     pub fn insert_step(&self, id: ComputerId, step: &Step, durability: Durability) -> Pending<()> {
-        let Step { number, kind, pty, started_at, ended_at, output_bytes, .. } = *step;
-        let (argv, end) = (json(&step.argv), step.end.as_ref().map(json));
-        let (user, cwd, who) = (step.user.clone(), step.cwd.clone(), step.who.clone());
-        self.write(Op::InsertStep, durability, Parts::One, move |connection| {
-            let inserted = connection
-                .prepare_cached(
-                    "INSERT INTO steps (computer, number, kind, argv, user, cwd, pty, who, started_at, ended_at, end,
-                                        output_bytes)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
-                )?
-                .execute(params![
-                    blob(id),
-                    int(number),
-                    kind.as_str(),
-                    argv,
-                    user,
-                    cwd,
-                    pty,
-                    who,
-                    started_at,
-                    ended_at,
-                    end,
-                    int(output_bytes)
-                ]);
-            match inserted {
-                Ok(_) => Ok(()),
-                Err(error) if extended(&error) == Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => {
-                    Err(StoreError::NoSuchComputer { computer: id }.into())
-                }
-                Err(error) if is_constraint(&error) => Err(StoreError::StepExists { computer: id, number }.into()),
-                Err(error) => Err(error.into()),
-            }
-        })
+        self.write(Op::InsertStep, durability, Parts::One, inserting(id, step))
     }
 
     /// Records how a step ended. A step ends once.
@@ -168,6 +136,46 @@ impl Store {
                 .prepare_cached("DELETE FROM steps WHERE computer = ?1 AND number < ?2 AND end IS NOT NULL")?
                 .execute(params![blob(id), int(below)])?)
         })
+    }
+}
+
+/// Writes the row of a step.
+pub(crate) fn inserting(
+    id: ComputerId,
+    step: &Step,
+) -> impl FnOnce(&Connection) -> Result<(), Inside> + Send + 'static + use<> {
+    let Step { number, kind, pty, started_at, ended_at, output_bytes, .. } = *step;
+    let (argv, end) = (json(&step.argv), step.end.as_ref().map(json));
+    let (user, cwd, who) = (step.user.clone(), step.cwd.clone(), step.who.clone());
+    move |connection| {
+        let inserted = connection
+            .prepare_cached(
+                "INSERT INTO steps (computer, number, kind, argv, user, cwd, pty, who, started_at, ended_at, end,
+                                    output_bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                blob(id),
+                int(number),
+                kind.as_str(),
+                argv,
+                user,
+                cwd,
+                pty,
+                who,
+                started_at,
+                ended_at,
+                end,
+                int(output_bytes)
+            ]);
+        match inserted {
+            Ok(_) => Ok(()),
+            Err(error) if extended(&error) == Some(ffi::SQLITE_CONSTRAINT_FOREIGNKEY) => {
+                Err(StoreError::NoSuchComputer { computer: id }.into())
+            }
+            Err(error) if is_constraint(&error) => Err(StoreError::StepExists { computer: id, number }.into()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -11,12 +11,13 @@ use std::{
         mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use rusqlite::Connection;
 
 use crate::{
-    StoreError,
+    Meters, StoreError,
     error::{Inside, Op},
     writer::Job,
 };
@@ -45,7 +46,7 @@ pub(crate) struct Handle {
 
 impl Syncer {
     /// Starts the threads for the database at `path`, whose WAL exists.
-    pub(crate) fn start(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn start(path: &Path, meters: Arc<Meters>) -> Result<Self, StoreError> {
         let mut wal = path.as_os_str().to_owned();
         wal.push("-wal");
         let wal = PathBuf::from(wal);
@@ -59,7 +60,7 @@ impl Syncer {
         let (checkpoint, orders) = mpsc::sync_channel(1);
         let busy = Arc::new(AtomicUsize::new(0));
         let (syncing, copying) = (Arc::clone(&busy), Arc::clone(&busy));
-        let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox, &syncing));
+        let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox, &syncing, &meters));
         let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders, &copying));
         let (sync, copy) = (sync, copy);
         let threads = [sync, copy].into_iter().collect::<Result<_, _>>();
@@ -117,17 +118,19 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// One flush answers all who were waiting when it began.
-fn run_syncs(wal: &File, path: &Path, inbox: &Receiver<Vec<Box<dyn Job>>>, busy: &AtomicUsize) {
+fn run_syncs(wal: &File, path: &Path, inbox: &Receiver<Vec<Box<dyn Job>>>, busy: &AtomicUsize, meters: &Meters) {
     let mut lost: Option<StoreError> = None;
     while let Ok(mut jobs) = inbox.recv() {
         let mut orders = 1;
         jobs.extend(inbox.try_iter().inspect(|_| orders += 1).flatten());
+        let began = Instant::now();
         if lost.is_none()
             && let Err(source) = wal.sync_data()
         {
             tracing::error!(%source, path = %path.display(), "the disk lost what was written; no write is confirmed any more");
             lost = Some(StoreError::NotSynced { path: path.to_owned(), source: Arc::new(source) });
         }
+        meters.sync.add_time(began.elapsed());
         busy.fetch_sub(orders, Ordering::Relaxed);
         jobs.into_iter().for_each(|job| job.answer(lost.clone()));
     }

@@ -32,7 +32,7 @@ use tokio::sync::{
 };
 
 use crate::{
-    Durability, Inner, Parts, QUEUE_MAX, StoreError,
+    Durability, Inner, Meters, Parts, QUEUE_MAX, StoreError,
     error::{Inside, Op},
     sync::{self, CHECKPOINT_PAGES, CHECKPOINT_PAGES_FORCED, Handle},
 };
@@ -129,6 +129,7 @@ struct Shared {
 struct Pen {
     connection: Connection,
     handle: Handle,
+    meters: Arc<Meters>,
     /// Pages in the WAL after the last commit.
     pages: Arc<AtomicI32>,
     /// Each copy syncs the disk twice, so they are asked for by pages written, not by commits.
@@ -138,7 +139,12 @@ struct Pen {
 }
 
 impl Writer {
-    pub(crate) fn start(mut connection: Connection, handle: Handle) -> Result<Self, StoreError> {
+    /// How many ops wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
+    }
+
+    pub(crate) fn start(mut connection: Connection, handle: Handle, meters: Arc<Meters>) -> Result<Self, StoreError> {
         let path = Arc::clone(&handle.path);
         let failed = |error| Inside::Sqlite(error).during(Op::Open, &path);
         let pages = Arc::new(AtomicI32::new(0));
@@ -149,7 +155,7 @@ impl Writer {
                 Ok(())
             }))
             .map_err(failed)?;
-        let pen = Pen { connection, handle, pages, next_copy: CHECKPOINT_PAGES, slow_until: None };
+        let pen = Pen { connection, handle, meters, pages, next_copy: CHECKPOINT_PAGES, slow_until: None };
         let shared = Arc::new(Shared { pen: Mutex::new(pen), queued: AtomicUsize::new(0) });
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let own = Arc::clone(&shared);
@@ -233,7 +239,10 @@ impl Pen {
 
     /// Writes and answers a batch, and has the WAL copied when it is time.
     fn write(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+        let began = Instant::now();
+        self.meters.batch.add(batch.len() as u64);
         let failure = write_batch(&self.connection, batch, &self.handle).err();
+        self.meters.commit.add_time(began.elapsed());
         let mut waiting = Vec::new();
         for job in batch.drain(..) {
             match job.durability() {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{computer, id, step};
+use common::{computer, id, new_undo, step};
 use den_model::{ChangeCount, Computer, Parent, Snapshot, SnapshotKind, State, Step, StepEnd};
 use den_store::{
     Durability::{Power, Process},
@@ -243,11 +243,11 @@ async fn what_a_computer_may_reach_is_kept_with_who_changed_it() {
 
     let change = |at: i64| NetChange { at, who: "api".into(), net: format!("{{\"posture\":\"open\",\"n\":{at}}}") };
     for at in 1..=3 {
-        store.set_net(old.id, change(at), Power).await.unwrap();
+        store.set_net(old.id, change(at), new_undo("{}", at), Power).await.unwrap();
     }
     assert_eq!(store.get_computer(old.id).await.unwrap().unwrap().net, Some(change(3).net));
     assert_eq!(store.net_changes(old.id, 2).await.unwrap(), vec![change(3), change(2)]);
-    assert_eq!(code(store.set_net(id(9), change(1), Process).await), "no_such_computer");
+    assert_eq!(code(store.set_net(id(9), change(1), new_undo("{}", 1), Process).await), "no_such_computer");
 
     store.delete_computer(old.id, Process).await.unwrap();
     assert_eq!(store.net_changes(old.id, 10).await.unwrap(), vec![]);
@@ -401,8 +401,12 @@ fn undo(dir: &tempfile::TempDir, sql: &str) {
     undone.unwrap();
 }
 
-/// Takes a file back to schema 2, as it was before there were states.
-const WITHOUT_STATES: &str = "DROP TABLE snapshots; ALTER TABLE computers DROP COLUMN parent;
+/// Takes a file back to schema 2, as it was before there were states, and before anything slept or lay in the trash.
+const WITHOUT_STATES: &str = "DROP TRIGGER undo_of_computer; DROP TABLE undo; DROP TABLE events; DROP TABLE services;
+    DROP INDEX computers_name; ALTER TABLE computers DROP COLUMN idle; ALTER TABLE computers DROP COLUMN asleep;
+    ALTER TABLE computers DROP COLUMN before;
+    CREATE UNIQUE INDEX computers_name ON computers (name) WHERE state <> 'removing';
+    DROP TABLE snapshots; ALTER TABLE computers DROP COLUMN parent;
     ALTER TABLE steps DROP COLUMN snapshot; ALTER TABLE steps DROP COLUMN added;
     ALTER TABLE steps DROP COLUMN changed; ALTER TABLE steps DROP COLUMN removed; PRAGMA user_version = 2;";
 

@@ -27,8 +27,15 @@ const CPU_PERIOD_US: u64 = 100_000;
 /// v1 controllers that a computer is put under.
 const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
 
+/// The v1 controller that stops processes, where no cgroup2 is mounted that can.
+const V1_FREEZER: &str = "freezer";
+
 /// Files of a v2 cgroup that belong to who has it delegated; the limits stay the host's.
 const DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
+
+/// What may be made below a v2 cgroup that was handed over: each cgroup takes some 10 KiB of the kernel's
+/// memory, which nobody is charged for where the memory controller is in v1.
+const BELOW_MAX: [(&str, &str); 2] = [("cgroup.max.descendants", "1024"), ("cgroup.max.depth", "32")];
 
 /// Which layout the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +72,7 @@ impl Hierarchies {
                 Some("cgroup2") if unified.is_none() => unified = Some(PathBuf::from(point)),
                 Some("cgroup") => {
                     let options = back.nth(1).unwrap_or("");
-                    for controller in V1_CONTROLLERS {
+                    for controller in V1_CONTROLLERS.into_iter().chain([V1_FREEZER]) {
                         if options.split(',').any(|option| option == controller) {
                             v1.push((controller, PathBuf::from(&point)));
                         }
@@ -81,7 +88,16 @@ impl Hierarchies {
         if layout == Layout::V2 {
             v1.clear();
         }
+        if unified.is_some() {
+            v1.retain(|(controller, _)| *controller != V1_FREEZER);
+        }
         Ok(Self { layout, unified, v1 })
+    }
+
+    /// The mount below which processes are stopped by a [`Freezer`].
+    pub fn freezing(&self) -> Option<&Path> {
+        let v1 = || self.v1.iter().find(|(controller, _)| *controller == V1_FREEZER).map(|(_, mount)| mount);
+        self.unified.as_ref().or_else(v1).map(PathBuf::as_path)
     }
 }
 
@@ -184,6 +200,15 @@ impl Cgroups {
         Ok(Self { layout: hierarchies.layout, unified, v1 })
     }
 
+    /// Opens what there is of `<instance>`, to look into it: nothing is made.
+    pub fn look(instance: &str) -> Result<Self, SysError> {
+        let hierarchies = Hierarchies::find()?;
+        let open = |mount: &PathBuf| open_directory(rustix::fs::CWD, mount.join(instance));
+        let unified = hierarchies.unified.as_ref().map(open).transpose()?;
+        let v1 = hierarchies.v1.iter().map(|(controller, mount)| Ok((*controller, open(mount)?)));
+        Ok(Self { layout: hierarchies.layout, unified, v1: v1.collect::<Result<_, SysError>>()? })
+    }
+
     /// Which layout the host has.
     pub fn layout(&self) -> Layout {
         self.layout
@@ -219,6 +244,9 @@ impl Cgroups {
                     Ok(()) | Err(Errno::NOENT) => {}
                     Err(errno) => return Err(SysError::new("chown", file, errno.raw_os_error())),
                 }
+            }
+            for (file, most) in BELOW_MAX {
+                write_below(unified.as_fd(), name, file, most)?;
             }
         }
         Ok(())
@@ -293,10 +321,20 @@ impl Cgroups {
         }
     }
 
+    /// How often a fork in the cgroup `name` was refused for its limit on processes.
+    pub fn forks_refused(&self, name: &str) -> u64 {
+        let events = self.controller("pids").and_then(|directory| read_below(directory, name, "pids.events"));
+        let line = |text: String| text.lines().find_map(|line| line.strip_prefix("max ")?.trim().parse().ok());
+        events.and_then(line).unwrap_or(0)
+    }
+
     /// Lets the processes of the cgroup `name` go on, if someone had stopped them with a [`Freezer`].
     pub fn thaw(&self, name: &str) {
+        // It may be gone.
         if let Some(unified) = &self.unified {
-            let _ = write_below(unified.as_fd(), name, "cgroup.freeze", "0"); // It may be gone.
+            let _ = write_below(unified.as_fd(), name, "cgroup.freeze", "0");
+        } else if let Some((_, freezer)) = self.v1.iter().find(|(controller, _)| *controller == V1_FREEZER) {
+            let _ = write_below(freezer.as_fd(), name, "freezer.state", "THAWED");
         }
     }
 
@@ -428,57 +466,83 @@ fn remove_tree(directory: BorrowedFd<'_>, name: &Path, depth: u32) -> Result<(),
     }
 }
 
-/// Stops the processes of one cgroup for a moment.
+/// Stops the processes of one cgroup.
 ///
 /// ```text
-/// freeze: "1" ► cgroup.freeze ··· kernel stops each process ··· cgroup.events: "frozen 1"
-/// thaw:   "0" ► cgroup.freeze
+/// v2  freeze: "1" ► cgroup.freeze ··· kernel stops each process ··· cgroup.events: "frozen 1"
+///     thaw:   "0" ► cgroup.freeze
+/// v1  "FROZEN", "THAWED" ► freezer.state, which reads "FREEZING" meanwhile
 /// ```
 ///
-/// A process inside cannot end it: the file belongs to the host. Dropped, it thaws.
+/// A process inside cannot end it: the file belongs to the host. Dropped, it thaws, unless it was told
+/// to [`Freezer::keep`].
 #[derive(Debug)]
 pub struct Freezer {
     freeze: OwnedFd,
-    events: OwnedFd,
+    /// v2; the v1 file has both.
+    events: Option<OwnedFd>,
     on: bool,
 }
 
-/// Opens the freezer of the cgroup `name` of `instance`. `None` where no cgroup2 is mounted or the
+/// Between two looks at a v1 freezer, which tells nobody when it is done.
+const V1_LOOK_AGAIN: Duration = Duration::from_micros(500);
+
+/// Opens the freezer of the cgroup `name` of `instance`. `None` where the host has none or the
 /// cgroup is gone.
 pub fn freezer(instance: &str, name: &str) -> Option<Freezer> {
-    let mount = Hierarchies::find().ok()?.unified?;
-    Freezer::of(&mount.join(instance).join(name))
+    Freezer::of(&Hierarchies::find().ok()?.freezing()?.join(instance).join(name))
 }
 
 impl Freezer {
-    /// Of the v2 cgroup at `path`.
+    /// Of the cgroup at `path`, of v2 or of the v1 freezer.
     pub fn of(path: &Path) -> Option<Self> {
         let directory = open_directory(rustix::fs::CWD, path).ok()?;
         let open = |file, flags| rustix::fs::openat(&directory, file, flags | OFlags::CLOEXEC, Mode::empty()).ok();
-        Some(Self {
-            freeze: open("cgroup.freeze", OFlags::WRONLY)?,
-            events: open("cgroup.events", OFlags::RDONLY)?,
-            on: false,
-        })
+        match open("cgroup.freeze", OFlags::WRONLY) {
+            Some(freeze) => Some(Self { freeze, events: Some(open("cgroup.events", OFlags::RDONLY)?), on: false }),
+            None => Some(Self { freeze: open("freezer.state", OFlags::RDWR)?, events: None, on: false }),
+        }
+    }
+
+    /// Whether processes that stand still can be ended; else they have to be let go on for it.
+    pub fn ends_frozen(&self) -> bool {
+        self.events.is_some()
     }
 
     /// Stops all processes in it; returns once they stand. `false` if one did not within `timeout`
     /// (it waits for a device, say): then all go on again.
     pub fn freeze(&mut self, timeout: Duration) -> Result<bool, SysError> {
-        let end = Instant::now() + timeout;
+        self.begin()?;
+        let stands = self.wait(timeout)?;
+        if !stands {
+            self.thaw()?;
+        }
+        Ok(stands)
+    }
+
+    /// Has all processes in it stop, without waiting for them.
+    pub fn begin(&mut self) -> Result<(), SysError> {
         self.on = true;
-        self.write(b"1")?;
+        self.write(if self.events.is_some() { b"1" } else { b"FROZEN" })
+    }
+
+    /// Waits until all stand, and says whether they do.
+    pub fn wait(&mut self, timeout: Duration) -> Result<bool, SysError> {
+        let end = Instant::now() + timeout;
         loop {
             if self.is_frozen()? {
                 return Ok(true);
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.thaw()?;
                 return Ok(false);
             }
+            let Some(events) = &self.events else {
+                std::thread::sleep(left.min(V1_LOOK_AGAIN));
+                continue;
+            };
             // The kernel tells of every change of the file, from the last time that it was read.
-            let mut wait = [PollFd::new(&self.events, PollFlags::PRI)];
+            let mut wait = [PollFd::new(events, PollFlags::PRI)];
             let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             match rustix::event::poll(&mut wait, Some(&limit)) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -487,9 +551,14 @@ impl Freezer {
         }
     }
 
+    /// Leaves them as they are when this is dropped.
+    pub fn keep(&mut self) {
+        self.on = false;
+    }
+
     /// Lets them go on. What is not frozen stays so; a cgroup that is gone holds nothing.
     pub fn thaw(&mut self) -> Result<(), SysError> {
-        match self.write(b"0") {
+        match self.write(if self.events.is_some() { b"0" } else { b"THAWED" }) {
             Err(error) if !matches!(error.errno, libc::ENODEV | libc::ENOENT) => return Err(error),
             _ => self.on = false,
         }
@@ -497,14 +566,16 @@ impl Freezer {
     }
 
     fn write(&self, value: &[u8]) -> Result<(), SysError> {
-        rustix::io::pwrite(&self.freeze, value, 0).map(drop).map_err(SysError::rustix("write", "cgroup.freeze"))
+        rustix::io::pwrite(&self.freeze, value, 0).map(drop).map_err(SysError::rustix("write", "cgroup freezer"))
     }
 
-    fn is_frozen(&self) -> Result<bool, SysError> {
+    /// Whether all stand.
+    pub fn is_frozen(&self) -> Result<bool, SysError> {
         let mut text = [0_u8; 256];
-        let length =
-            rustix::io::pread(&self.events, &mut text, 0).map_err(SysError::rustix("read", "cgroup.events"))?;
-        Ok(text[..length].split(|byte| *byte == b'\n').any(|line| line == b"frozen 1"))
+        let file = self.events.as_ref().unwrap_or(&self.freeze);
+        let length = rustix::io::pread(file, &mut text, 0).map_err(SysError::rustix("read", "cgroup freezer"))?;
+        let wanted: &[u8] = if self.events.is_some() { b"frozen 1" } else { b"FROZEN" };
+        Ok(text[..length].split(|byte| *byte == b'\n').any(|line| line == wanted))
     }
 }
 

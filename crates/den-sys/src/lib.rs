@@ -3,6 +3,7 @@
 //! ```text
 //! launch    clone, creds, mount (new mount API), seccomp, netlink, cgroup (v1 and v2), launch
 //! agent     spawn, pty, inotify
+//! sleep     cgroup (freezer), pageout
 //! disk      btrfs, loopdev
 //! gate      transparent (sockets for others' addresses), datagram, splice, netlink
 //! all       socket (descriptors over unix sockets), error, failpoint
@@ -22,6 +23,7 @@ pub mod kvm;
 pub mod loopdev;
 pub mod mount;
 pub mod netlink;
+pub mod pageout;
 pub mod pty;
 pub mod seccomp;
 pub mod socket;

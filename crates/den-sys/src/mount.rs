@@ -313,6 +313,31 @@ pub fn own_namespace(keep: impl Fn(&Path) -> bool) -> Result<(), SysError> {
     Ok(())
 }
 
+/// Has a file system write everything out and stand still.
+///
+/// Errors: what the kernel refuses: whoever did not mount it may not, and not every kind can.
+pub fn freeze(place: BorrowedFd<'_>) -> Result<(), SysError> {
+    still(place, FIFREEZE, "ioctl(FIFREEZE)")
+}
+
+/// Lets a frozen file system go on.
+pub fn thaw(place: BorrowedFd<'_>) -> Result<(), SysError> {
+    still(place, FITHAW, "ioctl(FITHAW)")
+}
+
+/// `_IOWR('X', 119, int)` and the next one.
+const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
+const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
+
+fn still(place: BorrowedFd<'_>, request: libc::Ioctl, call: &'static str) -> Result<(), SysError> {
+    // SAFETY: both take no memory of ours: their argument is ignored.
+    if unsafe { libc::ioctl(place.as_raw_fd(), request, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(SysError::last(call, "a mount"))
+    }
+}
+
 /// Undoes the octal escapes of /proc/self/mountinfo.
 pub fn unescape(field: &str) -> String {
     let mut out = Vec::with_capacity(field.len());

@@ -22,6 +22,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(15);
 pub struct Options {
     /// An image store of its own in place of the shared one.
     pub images: Option<PathBuf>,
+    /// How long what is removed lies in the trash, as `--trash-for` takes it; without, the house has none.
+    pub trash_for: Option<String>,
     /// Further words for `den serve`.
     pub args: Vec<String>,
     /// Environment of `den serve`: failpoints.
@@ -117,6 +119,11 @@ impl House {
         self.options.env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     }
 
+    /// How long the next start of `den serve` keeps what is removed.
+    pub fn set_trash_for(&mut self, time: &str) {
+        self.options.trash_for = Some(time.to_owned());
+    }
+
     /// Starts `den serve` and waits until it answers; panics with its log where it does not.
     pub fn start(&mut self) {
         if let Err(why) = self.try_start() {
@@ -147,6 +154,7 @@ impl House {
             .arg("--images")
             .arg(images)
             .args(["--listen", &self.listen])
+            .args(["--trash-for", self.options.trash_for.as_deref().unwrap_or("0")])
             .args(&self.options.args)
             .env_remove("DEN_URL")
             .env_remove("DEN_TOKEN")
@@ -162,7 +170,7 @@ impl House {
                 return Err(format!("den serve ended at its start: {status}"));
             }
             if client.is_file()
-                && let Ok(reply) = self.try_api().and_then(|api| api.open("GET", "/readyz", &[], b""))
+                && let Ok(reply) = self.try_api().and_then(|api| api.open("GET", "/healthz", &[], b""))
                 && reply.status == 200
             {
                 self.serve = Some(child);
@@ -370,8 +378,21 @@ pub fn at_each_point(
     act: impl Fn(&House),
     check: impl Fn(&House, &str, bool),
 ) {
+    at_each_point_with(den, &Options::default(), points, begin, prepare, act, check);
+}
+
+/// As [`at_each_point`], in houses with these options.
+pub fn at_each_point_with(
+    den: &str,
+    options: &Options,
+    points: &[&str],
+    begin: impl Fn(&House),
+    prepare: impl Fn(&House),
+    act: impl Fn(&House),
+    check: impl Fn(&House, &str, bool),
+) {
     for launcher in [false, true] {
-        let mut house = House::open(den);
+        let mut house = House::with(den, options.clone());
         begin(&house);
         for point in points {
             let when = format!("{point}{}", if launcher { ", launcher killed as well" } else { "" });

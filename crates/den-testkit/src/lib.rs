@@ -19,7 +19,7 @@ pub mod images;
 pub mod internet;
 pub mod leftovers;
 
-pub use house::{House, Options, Ran, at_each_point, eventually};
+pub use house::{House, Options, Ran, at_each_point, at_each_point_with, eventually};
 pub use http::{Api, Reply};
 pub use internet::{Internet, Site};
 pub use leftovers::{leftovers, sweep};

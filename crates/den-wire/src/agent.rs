@@ -16,6 +16,7 @@
 //! | `Watch` | | `Done` once it is armed, then `Changed`… until either side closes |
 //! | `Dial` | raw bytes | `Done`, then raw bytes without frames; or `Failed` |
 //! | `Ports` | | `Ports`…, `Done`; or `Failed` |
+//! | `Sync` | | `Done`; what is frozen goes on when the connection closes |
 //! | `Apply` | `ApplyOp` messages, each `File` followed by data…, end; then end | `Done` or `Failed` after the end; or `Failed` at any time |
 //!
 //! A step does not depend on its connection: when it closes, the command goes on, its standard
@@ -222,7 +223,14 @@ pub enum Request {
     /// Changes many paths: all of them, or none. See [`ApplyOp`].
     #[n(20)]
     Apply(#[n(0)] Apply),
+    /// Writes out what waits inside: every file system that is mounted there, the innermost first. Those that can
+    /// be are frozen, until the connection closes or [`SYNC_HOLD_MS`] have passed.
+    #[n(21)]
+    Sync,
 }
+
+/// How long a file system is frozen at most after [`Request::Sync`], in milliseconds.
+pub const SYNC_HOLD_MS: u64 = 10_000;
 
 /// The most operations of one `Apply`.
 pub const APPLY_OPS_MAX: u64 = 500_000;
@@ -389,8 +397,12 @@ pub struct Exec {
     /// How many bytes of output the log keeps; see [`crate::log`].
     #[n(8)]
     pub keep_bytes: Option<u64>,
-    /// How many milliseconds the agent may keep back that it runs, so that one frame tells all of a short command.
+    /// Whether it ends with the last process of its session: when the first has ended, the others are ended.
     #[n(9)]
+    #[cbor(default)]
+    pub whole: bool,
+    /// How many milliseconds the agent may keep back that it runs, so that one frame tells all of a short command.
+    #[n(10)]
     pub patience_ms: Option<u64>,
 }
 

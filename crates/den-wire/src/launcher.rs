@@ -8,6 +8,10 @@ use minicbor::{Decode, Encode};
 /// The longest packet, in bytes.
 pub const PACKET_BYTES_MAX: usize = 64 << 10;
 
+/// A file in a computer's folder under RUN that says that it stands still on purpose, and is not let go
+/// on when its daemon ends. It holds the name of its cgroup.
+pub const FROZEN: &str = "frozen";
+
 /// What `serve` asks.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum Request {

@@ -18,6 +18,7 @@ mod create;
 mod exec;
 mod flow;
 mod history;
+mod life;
 mod machine;
 mod memory;
 mod net;
@@ -40,7 +41,7 @@ use crate::{
 };
 
 /// What is measured, in the order of the table.
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 31] = [
     "create",
     "create_exec",
     "remove",
@@ -67,6 +68,9 @@ const NAMES: [&str; 28] = [
     "restore",
     "diff_1000",
     "merge_1000",
+    "pause",
+    "resume",
+    "unplug",
     "snapshot_10g",
     "idle_1000",
 ];
@@ -176,7 +180,7 @@ impl Bench {
                 let root = self.create("root").await?;
                 let rival = rival::Rival::prepare(kind, self, &root.name).await?;
                 tokio::time::sleep(PACE).await;
-                self.client.remove(&root.name).await?;
+                self.client.remove_now(&root.name).await?;
                 report.rival_note = Some(rival.note.clone());
                 Some(rival)
             }
@@ -232,6 +236,9 @@ impl Bench {
             "restore" => history::restore(self).await,
             "diff_1000" => history::diff_1000(self).await,
             "merge_1000" => history::merge_1000(self).await,
+            "pause" => life::pause(self).await,
+            "resume" => life::resume(self).await,
+            "unplug" => life::unplug(self).await,
             _ => unreachable!("clap takes names of NAMES only"),
         }
     }
@@ -294,7 +301,7 @@ impl Bench {
     /// Removes computers, many at once.
     async fn remove(&self, names: Vec<String>) -> Result<(), ClientError> {
         let done: Vec<_> = stream::iter(names)
-            .map(|name| async move { self.client.remove(&name).await })
+            .map(|name| async move { self.client.remove_now(&name).await })
             .buffer_unordered(CROWD_PARALLEL)
             .collect()
             .await;

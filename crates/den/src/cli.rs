@@ -43,9 +43,15 @@ enum Command {
     /// One computer: limits, usage, image
     #[command(alias = "inspect", alias = "show")]
     Info(cmd::computers::NameArgs),
-    /// Remove computers and all they hold
+    /// Remove computers; den undo brings them back from the trash
     #[command(visible_alias = "delete", alias = "remove", alias = "destroy")]
     Rm(cmd::computers::RmArgs),
+    /// What was removed and can come back; empty removes it for good
+    #[command(alias = "bin")]
+    Trash(cmd::trash::TrashArgs),
+    /// Take back the last rm, restore, merge or net
+    #[command(alias = "undelete")]
+    Undo(cmd::undo::UndoArgs),
     /// Run a command; its output streams, its exit code is den's
     #[command(alias = "run")]
     Exec(cmd::exec::ExecArgs),
@@ -95,6 +101,9 @@ enum Command {
     /// What a computer may reach, and what it did reach
     #[command(alias = "network")]
     Net(cmd::net::NetArgs),
+    /// Commands that a computer keeps running, restarted when they end
+    #[command(aliases = ["services", "svc"], subcommand)]
+    Service(cmd::service::ServiceCommand),
     /// What listens inside
     #[command(alias = "port", alias = "listeners")]
     Ports(cmd::ports::PortsArgs),
@@ -102,11 +111,34 @@ enum Command {
     Stop(cmd::computers::StopArgs),
     /// Boot stopped computers
     Start(cmd::computers::NamesArgs),
+    /// Freeze computers, memory kept; a request wakes them
+    #[command(alias = "freeze", alias = "suspend", alias = "sleep")]
+    Pause(cmd::life::PauseArgs),
+    /// Let paused computers go on
+    #[command(alias = "unpause", alias = "thaw", alias = "wake")]
+    Resume(cmd::life::ResumeArgs),
+    /// When a computer sleeps by itself
+    Idle(cmd::life::IdleArgs),
+    /// Cut computers off: frozen, no flows, no way in, all kept
+    #[command(alias = "quarantine", alias = "isolate")]
+    Unplug(cmd::life::UnplugArgs),
+    /// Take unplugged computers back
+    Replug(cmd::life::ReplugArgs),
     /// What computers start from
     #[command(alias = "images", subcommand)]
     Image(cmd::image::ImageCommand),
+    /// What all computers use, live: CPU, memory, disk, network, steps
+    #[command(alias = "stats", alias = "usage")]
+    Top(cmd::top::TopArgs),
+    /// What happened: made, failed, out of memory, limits reached, …
+    #[command(alias = "event")]
+    Events(cmd::events::EventsArgs),
     /// What this host can do, what it lacks, and what mends it
     Doctor,
+    /// Put the program and a systemd unit in their places, and start the daemon
+    Install(cmd::install::InstallArgs),
+    /// Take program and unit away; the data stays
+    Uninstall(cmd::install::UninstallArgs),
     /// Measure the running daemon
     Bench(bench::BenchArgs),
     /// Print a completion script for a shell
@@ -129,6 +161,8 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Ls(args) => client(cmd::computers::ls(&global, args)),
         Command::Info(args) => client(cmd::computers::info(&global, args)),
         Command::Rm(args) => client(cmd::computers::rm(&global, args)),
+        Command::Trash(args) => client(cmd::trash::run(&global, args)),
+        Command::Undo(args) => client(cmd::undo::run(&global, args)),
         Command::Exec(args) => client(cmd::exec::exec(&global, args)),
         Command::Sh(args) => client(cmd::exec::sh(&global, args)),
         Command::Cp(args) => client(cmd::cp::run(&global, args)),
@@ -148,11 +182,21 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Attach(args) => client(cmd::exec::attach(&global, args)),
         Command::Forward(args) => client(cmd::forward::run(&global, args)),
         Command::Net(args) => client(cmd::net::run(&global, args)),
+        Command::Service(command) => client(cmd::service::run(&global, command)),
         Command::Ports(args) => client(cmd::ports::run(&global, args)),
         Command::Stop(args) => client(cmd::computers::stop(&global, args)),
         Command::Start(args) => client(cmd::computers::start(&global, args)),
+        Command::Pause(args) => client(cmd::life::pause(&global, args)),
+        Command::Resume(args) => client(cmd::life::resume(&global, args)),
+        Command::Idle(args) => client(cmd::life::idle(&global, args)),
+        Command::Unplug(args) => client(cmd::life::unplug(&global, args)),
+        Command::Replug(args) => client(cmd::life::replug(&global, args)),
         Command::Image(command) => client(cmd::image::run(&global, command)),
+        Command::Top(args) => client(cmd::top::run(&global, args)),
+        Command::Events(args) => client(cmd::events::run(&global, args)),
         Command::Doctor => cmd::misc::doctor(&global),
+        Command::Install(args) => cmd::install::install(&global, &args),
+        Command::Uninstall(args) => cmd::install::uninstall(&global, &args),
         Command::Bench(args) => bench::run(&global, args),
         Command::Completions(args) => cmd::misc::completions(&args),
         Command::Shutdown(args) => client(cmd::misc::shutdown(&global, args)),

@@ -36,6 +36,11 @@ pub fn json_line(value: &impl Serialize) -> Result<(), Trouble> {
 
 /// Prints rows beneath a head, in columns, without lines or colours.
 pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Result<(), Trouble> {
+    print(&columns(head, rows))
+}
+
+/// What [`table`] prints.
+pub fn columns<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(head);
     for row in rows {
@@ -44,8 +49,7 @@ pub fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [St
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    print(&text)
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Prints `key  value` lines, the values in one column. Empty values are left out.
@@ -62,6 +66,23 @@ pub fn facts(facts: &[(&str, String)]) -> Result<(), Trouble> {
 /// Microseconds since the epoch, now.
 pub fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros() as i64)
+}
+
+/// `2026-01-31 23:59:58` of microseconds since 1970, UTC.
+pub fn moment(at: i64) -> String {
+    let seconds = at.div_euclid(1_000_000);
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days to a date: Howard Hinnant's civil_from_days. Years begin in March, in eras of 400.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = era * 400 + year_of_era + i64::from(month <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}", second % 60)
 }
 
 /// How long ago: `3s`, `5m`, `2h`, `4d`.
@@ -135,6 +156,20 @@ pub fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_709_251_200, "2024-03-01 00:00:00"),
+            (1_798_761_599, "2026-12-31 23:59:59"),
+            (-1, "1969-12-31 23:59:59"),
+        ] {
+            assert_eq!(moment(seconds * 1_000_000), expected);
+        }
+    }
 
     #[test]
     fn spans_are_shown_short() {

@@ -65,9 +65,9 @@ fn help_is_short_and_whole() {
     let (code, help, _) = alone(&["--help"]);
     assert_eq!(code, 0);
     for word in [
-        "serve", "new", "ls", "info", "rm", "exec", "sh", "cp", "log", "attach", "net", "stop", "start", "image",
-        "doctor", "bench", "snap", "snaps", "fork", "diff", "merge", "restore", "explore", "blame", "cat", "tree",
-        "grep", "stat",
+        "serve", "new", "ls", "info", "rm", "exec", "sh", "cp", "log", "attach", "net", "stop", "start", "pause",
+        "resume", "unplug", "replug", "service", "trash", "undo", "events", "top", "image", "doctor", "bench", "snap",
+        "snaps", "fork", "diff", "merge", "restore", "explore", "blame", "cat", "tree", "grep", "stat",
     ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(word)), "`{word}` in {help}");
         let (code, text, stderr) = alone(&[word, "--help"]);

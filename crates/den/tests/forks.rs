@@ -505,3 +505,30 @@ fn a_kill_at_each_point_of_restore() {
         },
     );
 }
+
+#[test]
+fn a_restore_that_cannot_boot_can_be_taken_back() {
+    let house = House::open(DEN);
+    house.new_computer("web");
+    house.sh("web", "echo old > /root/file").ok();
+    let number = snap(&house, "web", "broken")["number"].as_u64().expect("a number");
+    house.sh("web", "echo new > /root/file").ok();
+    // A state that no computer can begin with: there is a file where /proc has to be.
+    let id = house.json(&["info", "web"])["id"].as_str().expect("an id").to_owned();
+    let state = house.data().join("computers").join(&id).join(format!("snapshots/{number}"));
+    let folder = std::fs::File::open(&state).expect("the state");
+    den_sys::btrfs::set_read_only(std::os::fd::AsFd::as_fd(&folder), false).expect("writable");
+    std::fs::write(state.join("data/proc"), "").expect("a file");
+    den_sys::btrfs::set_read_only(std::os::fd::AsFd::as_fd(&folder), true).expect("read-only");
+    let reply = restore(&house, "web", "broken");
+    assert!(reply.status >= 500, "{}", reply.text());
+    let info = house.json(&["info", "web"]);
+    assert_eq!(info["state"], "failed", "{info}");
+    let states = snapshots(&house, "web");
+    let before = states.iter().rfind(|state| state["kind"] == "restore").expect("the state before is kept");
+    house.den(&["restore", &format!("web@.{}", before["number"])]).ok();
+    house.den(&["start", "web"]).ok();
+    assert_eq!(house.sh("web", "cat /root/file").ok(), "new");
+    house.den(&["snaps", "rm", "web@broken"]).ok();
+    consistent(&house, "at the end");
+}

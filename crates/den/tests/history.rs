@@ -67,7 +67,6 @@ fn counts(step: &Value) -> [u64; 3] {
 fn a_step_that_changed_something_is_followed_by_a_state_and_others_are_not() {
     let house = house(&[]);
     house.new_computer("web");
-    // What the making of a disk left to be written may count as its first change.
     house.sh("web", "touch /begin").ok();
     assert_eq!(looked_at(&house, "web", 1)["snapshot"], 1);
     house.sh("web", "cat /etc/os-release > /dev/null; ls -lR /usr/bin > /dev/null").ok();
@@ -103,6 +102,64 @@ fn a_step_that_changed_something_is_followed_by_a_state_and_others_are_not() {
         states(&house, "web").last().is_some_and(|state| state["number"] == last + 1)
     });
     whole(&house, "web", "at the end");
+}
+
+#[test]
+fn a_boot_is_no_change() {
+    let house = house(&[]);
+    // What a boot writes waits to be committed: it must not count as what the first step did.
+    for round in 0..5 {
+        let name = format!("new-{round}");
+        house.new_computer(&name);
+        house.sh(&name, "cat /etc/os-release > /dev/null").ok();
+        let seen = looked_at(&house, &name, 1);
+        assert_eq!((&seen["snapshot"], counts(&seen)), (&json!(0), [0, 0, 0]), "{seen}");
+        assert_eq!(states(&house, &name), Vec::<Value>::new(), "{name}");
+        house.sh(&name, "true").ok();
+        assert_eq!(looked_at(&house, &name, 2)["snapshot"], 0);
+    }
+    // The least change counts, of what was there and of what was not.
+    for (round, script) in
+        ["touch /etc/hostname", "chmod 600 /etc/hosts", "rm /etc/mtab", "touch /x", "ln /etc/hosts /h"]
+            .into_iter()
+            .enumerate()
+    {
+        let name = format!("new-{round}");
+        house.sh(&name, script).ok();
+        assert_eq!(looked_at(&house, &name, 3)["snapshot"], 1, "{script}");
+    }
+    house.new_computer("web");
+    house.sh("web", "touch -m -d @1 /etc/hostname").ok();
+    assert_eq!(looked_at(&house, "web", 1)["snapshot"], 1, "a time is a change");
+    // A fork, one that was taken back, and one that was stopped have booted too.
+    house.den(&["fork", "web", "try"]).ok();
+    house.sh("try", "true").ok();
+    assert_eq!(looked_at(&house, "try", 1)["snapshot"], 0);
+    house.sh("try", "touch /y").ok();
+    assert_eq!(looked_at(&house, "try", 2)["snapshot"], 1);
+    house.den(&["restore", "web@0"]).ok();
+    house.sh("web", "true").ok();
+    let last = house.json(&["info", "web"])["last_step"].as_u64().expect("a step");
+    assert_eq!(looked_at(&house, "web", last)["snapshot"], 0);
+    house.den(&["stop", "try"]).ok();
+    house.den(&["start", "try"]).ok();
+    house.sh("try", "true").ok();
+    assert_eq!(looked_at(&house, "try", 3)["snapshot"], 1);
+    for name in ["web", "try", "new-0", "new-4"] {
+        whole(&house, name, "at the end");
+    }
+}
+
+#[test]
+fn with_sync_the_agent_writes_out_what_is_mounted_inside() {
+    let house = house(&[]);
+    house.new_computer("web");
+    house.sh("web", "mkdir /m && mount -t tmpfs none /m; echo kept > /root/kept; echo lost > /m/lost").ok();
+    let state = snap(&house, "web", &json!({"label": "written", "sync": true}));
+    assert_eq!((&state["label"], &state["torn"]), (&json!("written"), &Value::Null), "{state}");
+    assert_eq!(read(&house, "web", 1, "root/kept").as_deref(), Some("kept\n"));
+    assert!(!house.log().contains("not written out by its agent"), "{}", house.log());
+    assert_eq!(house.sh("web", "echo on > /root/on; cat /root/on").ok(), "on", "it goes on");
 }
 
 #[test]
@@ -267,5 +324,30 @@ fn on_plain_directories_states_are_kept_where_they_are_asked_for() {
     house.sh("web", "echo two > /a").ok();
     assert_eq!(read(&house, "web", 1, "a").as_deref(), Some("one\n"));
     assert_eq!(step(&house, "web", 2)["snapshot"], Value::Null);
+    // Every command of history answers.
+    for (words, says) in [
+        (&["snaps", "web"][..], "web@first"),
+        (&["diff", "web@first"], "~ /a"),
+        (&["diff", "web@first", "web", "--text"], "+two"),
+        (&["cat", "web@first", "/a"], "one"),
+        (&["ls", "web@first", "/"], "a"),
+        (&["grep", "web@first", "one", "/a"], "one"),
+        (&["log", "web"], "echo two > /a"),
+        (&["fork", "web@first", "try"], "try"),
+        (&["exec", "try", "--", "sh", "-c", "rm /b && echo three > /a && cat /a"], "three"),
+        (&["diff", "try"], "~ /a"),
+    ] {
+        let said = house.den(words).ok();
+        assert!(said.contains(says), "{words:?}: {said}");
+    }
+    // Nothing was kept after the steps, so nobody knows which one it was.
+    let blamed = house.den(&["blame", "web", "/a"]);
+    assert!(blamed.code == 0 || blamed.stderr.contains("hint"), "{blamed:?}");
+    house.den(&["merge", "try", "--theirs", "/a", "--theirs", "/b"]).ok();
+    assert_eq!(house.sh("web", "cat /a; ls /b 2>&1").stdout.lines().next(), Some("three"));
+    house.den(&["restore", "web@first"]).ok();
+    assert_eq!(house.sh("web", "cat /b").ok(), "one");
+    house.den(&["snaps", "rm", "web@first"]).ok();
+    house.den(&["restore", "web@first"]).refused(1, "first");
     whole(&house, "web", "at the end");
 }

@@ -449,3 +449,118 @@ fn blame_follows_the_line_of_states() {
     let blame = json(&house, "/v1/computers/try/blame?path=/srv/t");
     assert_eq!((&blame["step"], &blame["truncated"]), (&Value::Null, &json!(false)));
 }
+
+#[test]
+fn a_merge_counts_lines_and_says_what_stays_behind() {
+    let house = house();
+    house.sh("web", "printf '1\\n2\\n3\\n' > /srv/text; echo gone > /srv/gone").ok();
+    fork(&house, "web", "try");
+    let script = "printf '1\\nb\\n3\\n4\\n' > /srv/text; rm /srv/gone; echo new > /srv/new; \
+                  chmod 600 /etc/hosts; chown 7:8 /etc/hostname; echo layer > /var/lib/docker/overlay2/x";
+    house.sh("try", script).ok();
+    let diff = json(&house, "/v1/diff?a=web&b=try");
+    assert_eq!(diff["volumes"], json!(["/var/lib/docker"]), "{diff}");
+    let view = merged(&house, "web", json!({ "from": "try" }));
+    assert_eq!(kinds(&view["files"]), ["/srv/gone removed", "/srv/new added", "/srv/text changed"], "{view}");
+    let lines = |file: &Value| [file["lines_added"].as_u64(), file["lines_removed"].as_u64()];
+    let counted: Vec<_> = view["files"].as_array().unwrap().iter().map(lines).collect();
+    assert_eq!(counted, [[Some(0), Some(1)], [Some(1), Some(0)], [Some(2), Some(1)]], "{view}");
+    assert_eq!(kinds(&view["skipped"]), ["/etc/hostname changed", "/etc/hosts changed"], "{view}");
+    assert_eq!(view["volumes"], json!(["/var/lib/docker"]), "{view}");
+    assert_eq!(
+        house.sh("web", "stat -c %a:%u /etc/hosts /etc/hostname; ls /var/lib/docker/overlay2").ok(),
+        "644:0\n644:0\nl"
+    );
+    // What was made anew for the fork alone is no word worth.
+    fork(&house, "web", "quiet");
+    house.sh("quiet", "echo 1 > /srv/one").ok();
+    let said = house.den(&["merge", "quiet"]).ok();
+    assert!(!said.contains("not merged") && !said.contains("volumes"), "{said}");
+    house.sh("quiet", "echo 1.2.3.4 other >> /etc/hosts").ok();
+    let said = house.den(&["merge", "quiet"]).ok();
+    assert!(said.contains("not merged: /etc/hosts"), "{said}");
+}
+
+#[test]
+fn long_ones_tell_how_far_they_are() {
+    let house = house();
+    fork(&house, "web", "try");
+    house.sh("try", "mkdir /srv/m; for i in $(seq 300); do echo $i > /srv/m/$i; done").ok();
+    let events = [("content-type", "application/json"), ("accept", "text/event-stream")];
+    let end = |method: &str, path: &str, body: &[u8]| {
+        let told = house.api().open(method, path, &events, body).expect("a stream").events(|_| false);
+        let (last, before) = told.split_last().expect("events");
+        assert!(before.iter().all(|(name, ..)| name == "progress"), "{before:?}");
+        (last.0.clone(), serde_json::from_str::<Value>(&last.2).expect("JSON"))
+    };
+    let (name, diff) = end("GET", "/v1/diff?a=web&b=try", b"");
+    assert_eq!((name.as_str(), &diff["count"]["added"]), ("end", &json!(301)), "{diff}");
+    let (name, view) = end("POST", "/v1/computers/web/merge", br#"{"from":"try"}"#);
+    assert_eq!((name.as_str(), view["step"].is_u64()), ("end", true), "{view}");
+    let (name, refused) = end("GET", "/v1/diff?a=web&b=nobody", b"");
+    assert_eq!((name.as_str(), &refused["error"]["code"]), ("error", &json!("computer_not_found")));
+}
+
+/// Kills what runs in computers, and says how many processes that were.
+fn kill_all(house: &House) -> usize {
+    let hierarchies = den_sys::cgroup::Hierarchies::find().expect("hierarchies");
+    let unified = hierarchies.unified.expect("a unified hierarchy").join(den_sys::cgroup::instance_of(house.run_dir()));
+    let mut count = 0;
+    for entry in std::fs::read_dir(unified).into_iter().flatten().flatten() {
+        let procs = std::fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+        let cell = entry.file_name().to_string_lossy().starts_with('c') && entry.path().is_dir();
+        for pid in procs.lines().filter(|_| cell).filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn half_a_merge_of_a_computer_that_is_gone_is_taken_back_at_the_next_start() {
+    let mut house = house();
+    house.sh("web", "mkdir /srv/k && echo 1 > /srv/k/a && echo 1 > /srv/k/b").ok();
+    fork(&house, "web", "try");
+    house.sh("try", "echo 2 > /srv/k/a; rm /srv/k/b").ok();
+    let info = house.json(&["info", "web"]);
+    let (id, last) = (info["id"].as_str().expect("an id").to_owned(), info["last_step"].as_u64().expect("a step"));
+    house.kill_serve();
+    house.set_env(&[("DEN_FAILPOINT", "merge.step")]);
+    house.start();
+    let json_type = [("content-type", "application/json")];
+    let _ = house.api().open("POST", "/v1/computers/web/merge", &json_type, br#"{"from":"try"}"#);
+    house.wait_serve_dead();
+    // As the agent leaves it when it is ended in the middle: some of it done, the rest put aside.
+    eventually(Duration::from_secs(20), "nothing runs any more", || kill_all(&house) == 0);
+    let live = house.data().join("computers").join(&id).join("live/data");
+    std::fs::create_dir(live.join(format!(".den-merge-{}", last + 1))).expect("a folder");
+    std::fs::write(live.join("srv/k/a"), "2\n").expect("half of it");
+    house.set_env(&[]);
+    house.start();
+    assert!(house.log().contains("half a merge was taken back"), "{}", house.log());
+    if house.json(&["info", "web"])["state"] != "running" {
+        house.den(&["start", "web"]).ok();
+    }
+    assert_eq!(
+        house.sh("web", "cd /srv/k; tail -n +1 *; ls -A / | grep den-merge").stdout,
+        "==> a <==\n1\n\n==> b <==\n1\n"
+    );
+    let view = merged(&house, "web", json!({ "from": "try" }));
+    assert_eq!((view["step"].is_u64(), &view["conflicts"]), (true, &json!([])), "{view}");
+    assert_eq!(house.sh("web", "cat /srv/k/*").ok(), "2");
+}
+
+#[test]
+fn a_restore_is_found_by_what_it_changed() {
+    let house = house();
+    house.sh("web", "echo 1 > /srv/a").ok();
+    house.sh("web", "echo 2 > /srv/a").ok();
+    house.den(&["restore", "web@1"]).ok();
+    eventually(Duration::from_secs(60), "it is known what the restore changed", || {
+        let steps = json(&house, "/v1/computers/web/steps?path=/srv/a&order=desc");
+        steps["items"].as_array().unwrap().iter().any(|step| step["kind"] == "restore")
+    });
+    let none = json(&house, "/v1/computers/web/steps?path=/srv/b");
+    assert_eq!(none["items"], json!([]));
+}

@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use super::conn::Conn;
 use super::failure::{Outcome, at, bad, failure, from_errno, from_io, words};
 use super::log::LogWriter;
-use super::output::{Source, pump};
+use super::output::{Source, Until, pump};
 use super::step::{InputSide, Stdin, attend};
 use super::users::{User, Users};
 use super::{Agent, Beside};
@@ -52,8 +52,9 @@ pub async fn exec(agent: &Rc<Agent>, mut conn: Conn, request: Exec, log: Beside)
             let timeout = request.timeout_ms.map(Duration::from_millis);
             let patience = request.patience_ms.map(Duration::from_millis);
             let log = LogWriter::new(log, keep);
+            let until = Until { timeout, whole: request.whole };
             drop(request);
-            tokio::task::spawn_local(pump(agent.clone(), step.clone(), log, started.sources, ended, timeout));
+            tokio::task::spawn_local(pump(agent.clone(), step.clone(), log, started.sources, ended, until));
             attend(&step, conn, Stdin::Owned, patience).await;
         }
         Err(Refusal::Failed(failure)) => conn.answer(&Reply::Failed(failure)).await,

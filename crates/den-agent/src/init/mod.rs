@@ -26,6 +26,7 @@ mod ports;
 mod reap;
 mod session;
 mod step;
+mod sync;
 mod users;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -169,6 +170,7 @@ async fn on_a_thread(conn: Conn, request: Request) {
     let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
     if let Err(error) = thread.spawn(move || match request {
         Request::Ports => ports::run(blocking),
+        Request::Sync => sync::run(blocking),
         request => files::run(request, blocking),
     }) {
         let reply = Reply::Failed(failure(FailureKind::NoProcesses, "thread", error.raw_os_error()));

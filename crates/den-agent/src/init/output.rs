@@ -8,7 +8,8 @@
 //!
 //! A step ends with its first process. Processes that it left behind may hold its pipes; what they
 //! write within [`EXIT_DRAIN`] is in the log. After that their output is read and dropped, so that
-//! a server started in the background does not die of SIGPIPE.
+//! a server started in the background does not die of SIGPIPE. Of a step that is whole (a service) none is
+//! left behind: they are ended as when its time is over.
 
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -59,6 +60,14 @@ pub struct Source {
     pub stream: Stream,
 }
 
+/// What ends a step, other than its first process.
+pub struct Until {
+    /// Its time.
+    pub timeout: Option<Duration>,
+    /// Whether those that its first process leaves behind are ended with it.
+    pub whole: bool,
+}
+
 /// Which timer runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
@@ -85,8 +94,9 @@ pub async fn pump(
     log: LogWriter,
     mut sources: [Option<Source>; 2],
     mut ended: oneshot::Receiver<WaitStatus>,
-    timeout: Option<Duration>,
+    until: Until,
 ) {
+    let Until { timeout, whole } = until;
     let mut sink = Sink { log, buffer: vec![0; RECORD_HEAD_BYTES + FIRST_BUFFER_BYTES] };
     let mut end = None;
     let mut phase = Phase::Running;
@@ -141,8 +151,16 @@ pub async fn pump(
                     None => EndRecord::Signaled(0),
                 });
                 if phase == Phase::Running {
-                    phase = Phase::Draining;
-                    alarm.as_mut().reset(Instant::now() + EXIT_DRAIN);
+                    let now = Instant::now();
+                    if whole && !session::members(step.pid).is_empty() {
+                        session::signal(step.pid, libc::SIGTERM);
+                        session::signal(step.pid, libc::SIGCONT);
+                        phase = Phase::Ending(now + TIMEOUT_GRACE);
+                        alarm.as_mut().reset(now + LOOK_INTERVAL);
+                    } else {
+                        phase = Phase::Draining;
+                        alarm.as_mut().reset(now + EXIT_DRAIN);
+                    }
                 }
             }
             Event::Alarm => {

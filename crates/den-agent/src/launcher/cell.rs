@@ -217,6 +217,12 @@ pub(super) fn started(pid: i32) -> Option<u64> {
     text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// Whether the daemon wants this computer to stand still while no daemon is there: it is paused or
+/// unplugged. `home` is its folder under RUN.
+pub(super) fn stands_still(home: &Path) -> bool {
+    home.join(den_wire::launcher::FROZEN).exists()
+}
+
 /// Removes a computer's folder under RUN with what lies in it.
 pub(super) fn remove_home(home: &Path) {
     match fs::remove_dir_all(home) {

@@ -348,8 +348,12 @@ impl Launcher {
 
     /// The daemon is gone, and with it whoever would have let go on what it had stopped for a snapshot.
     fn thaw(&self) {
-        for cell in self.cells.values().filter(|cell| matches!(cell.phase, Phase::Running { .. })) {
-            self.tools.cgroups.thaw(&cell::cgroup_name(cell.sequence));
+        for cell in self.cells.values() {
+            if let Phase::Running { id, .. } = &cell.phase
+                && !cell::stands_still(&self.run.join("computers").join(id))
+            {
+                self.tools.cgroups.thaw(&cell::cgroup_name(cell.sequence));
+            }
         }
     }
 

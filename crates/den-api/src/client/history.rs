@@ -1,11 +1,13 @@
 //! States of computers: kept, forked, gone back to, looked into, compared, merged.
 
-use http::Method;
+use http::{HeaderValue, Method, Request, header};
+use serde::de::DeserializeOwned;
 
-use super::{ByteStream, Client, ClientError, Order, Target, calls::NOTHING};
+use super::{Body, ByteStream, Client, ClientError, Events, Order, Target, calls::NOTHING};
 use crate::{
-    BlameView, DiffView, ForkRequest, ForkView, GrepList, MergeRequest, MergeView, Page, RestoreRequest, RestoreView,
-    SnapRequest, SnapshotList, SnapshotView, StateEntry, StateList, StepChanges, StepView,
+    BlameView, DiffView, ExploreEvent, ExploreRequest, ForkRequest, ForkView, GrepList, MergeRequest, MergeView, Page,
+    ProgressView, RestoreRequest, RestoreView, SnapRequest, SnapshotList, SnapshotView, StateEntry, StateList,
+    StepChanges, StepView,
 };
 
 /// Which steps of a computer.
@@ -21,6 +23,29 @@ pub struct StepFilter {
     pub grep: Option<String>,
     /// Only those that changed this path or something below it.
     pub path: Option<String>,
+}
+
+/// An exploration that goes on. Dropping it ends it, and nothing of it stays.
+pub struct Exploring(Events);
+
+impl Exploring {
+    /// What happens next; `None` after the end. Events that are not known are passed over.
+    pub async fn next(&mut self) -> Result<Option<ExploreEvent>, ClientError> {
+        while let Some((name, data)) = self.0.next().await? {
+            let known = ["forked", "ran", "tried", "merging", "end"].contains(&name.as_str());
+            if known {
+                let event = [format!("{{\"{name}\":").as_bytes(), &data, b"}"].concat();
+                return serde_json::from_slice(&event).map(Some).map_err(|error| self.0.malformed(error));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Asks for events.
+fn as_events(mut request: Request<Body>) -> Request<Body> {
+    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
+    request
 }
 
 impl StepFilter {
@@ -136,6 +161,10 @@ impl Client {
         text: bool,
         limit: Option<u32>,
     ) -> Result<DiffView, ClientError> {
+        self.json(Method::GET, &Self::diff_target(a, b, paths, text, limit).text, NOTHING).await
+    }
+
+    fn diff_target(a: &str, b: Option<&str>, paths: &[String], text: bool, limit: Option<u32>) -> Target {
         let mut target = Target::plain("/v1/diff").ask("a", a).ask_some("b", b);
         for path in paths {
             target = target.ask("path", path);
@@ -143,12 +172,62 @@ impl Client {
         if text {
             target = target.ask("text", "true");
         }
-        self.json(Method::GET, &target.ask_some("limit", limit).text, NOTHING).await
+        target.ask_some("limit", limit)
     }
 
     /// Brings the changes of a fork into a computer, all or nothing. Conflicts come in the answer.
     pub async fn merge(&self, name: &str, merge: &MergeRequest) -> Result<MergeView, ClientError> {
         self.json(Method::POST, &Self::computer_target(name, "/merge").text, Some(merge)).await
+    }
+
+    /// As [`Client::diff`], telling how far it is.
+    pub async fn diff_watched(
+        &self,
+        a: &str,
+        b: Option<&str>,
+        paths: &[String],
+        text: bool,
+        limit: Option<u32>,
+        tell: impl FnMut(ProgressView),
+    ) -> Result<DiffView, ClientError> {
+        let target = Self::diff_target(a, b, paths, text, limit);
+        self.watched(self.json_request(Method::GET, &target.text, NOTHING), tell).await
+    }
+
+    /// As [`Client::merge`], telling how far it is.
+    pub async fn merge_watched(
+        &self,
+        name: &str,
+        merge: &MergeRequest,
+        tell: impl FnMut(ProgressView),
+    ) -> Result<MergeView, ClientError> {
+        let target = Self::computer_target(name, "/merge");
+        self.watched(self.json_request(Method::POST, &target.text, Some(merge)), tell).await
+    }
+
+    async fn watched<T: DeserializeOwned>(
+        &self,
+        request: Request<Body>,
+        mut tell: impl FnMut(ProgressView),
+    ) -> Result<T, ClientError> {
+        let events = Events::new(self.send(as_events(request)).await?);
+        events
+            .end(|name, data| {
+                // What a newer daemon tells besides is not for us.
+                if name == "progress"
+                    && let Ok(progress) = serde_json::from_slice(data)
+                {
+                    tell(progress);
+                }
+            })
+            .await
+    }
+
+    /// Tries a command in forks of a computer. Dropping what this returns ends it.
+    pub async fn explore(&self, name: &str, explore: &ExploreRequest) -> Result<Exploring, ClientError> {
+        let target = Self::computer_target(name, "/explore");
+        let request = self.json_request(Method::POST, &target.text, Some(explore));
+        Ok(Exploring(Events::new(self.send(as_events(request)).await?)))
     }
 
     /// What a step changed.

@@ -13,6 +13,9 @@ use crate::output::{OUTPUT_BYTES_MAX, OUTPUT_HEAD_BYTES, OutputFrame, OutputKind
 /// The longest line of an NDJSON answer, in bytes.
 const LINE_BYTES_MAX: usize = 4 << 20;
 
+/// The longest event, in bytes: a merge of 100,000 paths.
+const EVENT_BYTES_MAX: usize = 256 << 20;
+
 /// Raw bytes: a file, a tar stream.
 pub struct ByteStream {
     client: Client,
@@ -107,6 +110,79 @@ impl<T: DeserializeOwned> Lines<T> {
             }
         }
     }
+}
+
+/// Server-sent events of known names.
+pub struct Events {
+    stream: ByteStream,
+    buffer: BytesMut,
+    /// How much of the buffer has no end of an event in it.
+    looked: usize,
+}
+
+impl Events {
+    pub(super) fn new(answer: Answer) -> Self {
+        Self { stream: ByteStream::new(answer), buffer: BytesMut::new(), looked: 0 }
+    }
+
+    /// The next event: its name and its data. An event `error` is what was refused.
+    pub async fn next(&mut self) -> Result<Option<(String, Vec<u8>)>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer[self.looked..].windows(2).position(|pair| pair == b"\n\n") {
+                let block = self.buffer.split_to(self.looked + end + 2);
+                self.looked = 0;
+                let Some((name, data)) = event_of(&block) else { continue };
+                return match name.as_str() {
+                    "error" => Err(match serde_json::from_slice::<crate::ErrorBody>(&data) {
+                        // The head of the stream said nothing yet.
+                        Ok(body) => ClientError::Refused { status: 200, detail: body.error },
+                        Err(error) => self.stream.client.malformed(error),
+                    }),
+                    _ => Ok(Some((name, data))),
+                };
+            }
+            self.looked = self.buffer.len().saturating_sub(1);
+            if self.buffer.len() > EVENT_BYTES_MAX {
+                return Err(self.stream.client.malformed("an event without end"));
+            }
+            match self.stream.next().await? {
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(self.stream.client.broken("the events end inside one")),
+            }
+        }
+    }
+
+    /// The value of the event `end`; the others are told.
+    pub(super) async fn end<T: DeserializeOwned>(
+        mut self,
+        mut tell: impl FnMut(&str, &[u8]),
+    ) -> Result<T, ClientError> {
+        while let Some((name, data)) = self.next().await? {
+            match name.as_str() {
+                "end" => return serde_json::from_slice(&data).map_err(|error| self.stream.client.malformed(error)),
+                other => tell(other, &data),
+            }
+        }
+        Err(self.stream.client.broken("the events end before what was asked for"))
+    }
+
+    pub(super) fn malformed(&self, reason: impl std::fmt::Display) -> ClientError {
+        self.stream.client.malformed(reason)
+    }
+}
+
+/// Name and data of an event; nothing in a comment.
+fn event_of(block: &[u8]) -> Option<(String, Vec<u8>)> {
+    let (mut name, mut data) = (None, Vec::new());
+    for line in block.split(|&byte| byte == b'\n') {
+        if let Some(text) = line.strip_prefix(b"event: ") {
+            name = Some(String::from_utf8_lossy(text).into_owned());
+        } else if let Some(bytes) = line.strip_prefix(b"data: ") {
+            data.extend_from_slice(bytes);
+        }
+    }
+    Some((name?, data))
 }
 
 /// A step's output.

@@ -65,7 +65,7 @@ impl Control {
     /// A page of the steps that a filter lets through. One that ends early says where to go on.
     pub async fn steps_matching(&self, computer: &str, which: StepsMatching) -> Result<Page<StepView>, Error> {
         let StepsMatching { mut after, limit, order, grep, path } = which;
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let limit = page_limit(limit)?;
         if grep.as_ref().is_some_and(|text| text.len() > GREP_BYTES_MAX) {
             return Err(Error::bad_request(format!("`grep` has more than {GREP_BYTES_MAX} bytes")));
@@ -112,7 +112,7 @@ impl Control {
     ///
     /// Errors: `step_not_found`, `step_running`; `state_not_found` where it was not kept.
     pub async fn step_changes(&self, computer: &str, number: u64) -> Result<StepChanges, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         let missing = || Error::step_not_found(handle.name(), number);
         handle.steps.recorded().await;
         if handle.steps.get(number).is_some() {

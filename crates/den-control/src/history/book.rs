@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use den_disk::{Dirt, Mark};
+use den_disk::{Dirt, Furnished, Mark};
 use den_model::{Micros, Snapshot, SnapshotKind, StateLabel, StepNumber};
 use tokio::sync::{Mutex as Queue, Notify, OwnedMutexGuard};
 
@@ -51,6 +51,12 @@ struct Book {
     /// How the disk was when its state was kept last; none: it may have changed since.
     mark: Option<Mark>,
     dirt: Option<Arc<Dirt>>,
+    /// The turn of who waits for a restore, for that restore.
+    lent: Option<Turn>,
+    /// Whether it has booted since: then the disk was written to, and perhaps by nobody else.
+    booted: bool,
+    /// What a disk that was made from an image held before the first step.
+    furnished: Option<Furnished>,
     pins: HashMap<u64, usize>,
     /// When states were let go for want of room: the storage takes a while to give it back.
     room_made: Option<Instant>,
@@ -115,6 +121,26 @@ impl History {
             return Err(Error::new("computer_not_found", 404, "the computer is being removed"));
         }
         Ok(Turn { _turn: turn })
+    }
+
+    /// Gives a turn to the restore that comes next, so that nothing is kept until then.
+    pub(super) fn lend(&self, turn: Turn) {
+        self.book().lent = Some(turn);
+    }
+
+    /// Lets a turn go that no restore has taken.
+    pub(super) fn unlend(&self) {
+        let lent = self.book().lent.take();
+        drop(lent);
+    }
+
+    /// The turn that was lent, or as [`History::turn`].
+    pub(super) async fn turn_of_restore(&self) -> Result<Turn, Error> {
+        let lent = self.book().lent.take();
+        match lent {
+            Some(turn) => Ok(turn),
+            None => self.turn().await,
+        }
     }
 
     /// Refuses all turns from now on and waits for who has one, within a limit. What it holds open of the disk
@@ -228,6 +254,11 @@ impl History {
         self.book().rows.values().filter(|row| !row.dropped).cloned().collect()
     }
 
+    /// How many are there.
+    pub(crate) fn count_kept(&self) -> usize {
+        self.book().rows.values().filter(|row| !row.dropped).count()
+    }
+
     /// All rows, the oldest first.
     pub(crate) fn rows(&self) -> Vec<Snapshot> {
         self.book().rows.values().cloned().collect()
@@ -276,11 +307,28 @@ impl History {
         }
     }
 
+    /// It boots: what that writes is no change.
+    pub(crate) fn boots(&self) {
+        self.book().booted = true;
+    }
+
+    /// What the disk held before the first step.
+    pub(super) fn set_furnished(&self, furnished: Option<Furnished>) {
+        self.book().furnished = furnished;
+    }
+
+    /// Whether it has booted since its state was kept last, and what is known of a disk of which none was.
+    /// From now on it has not.
+    pub(super) fn take_booted(&self) -> (bool, Option<Furnished>) {
+        let mut book = self.book();
+        (mem::take(&mut book.booted), book.furnished)
+    }
+
     /// Another disk is in the place of the one that was looked at, and `before` is what that was. Returns the
     /// steps that had ended on it and were not looked at.
     pub(super) fn replaced(&self, before: Snapshot) -> Vec<StepNumber> {
         let mut book = self.book();
-        (book.dirt, book.mark) = (None, None);
+        (book.dirt, book.mark, book.furnished) = (None, None, None);
         // What replaced it is a step too.
         book.last_ended = before.step + 1;
         book.rows.insert(before.number, before);

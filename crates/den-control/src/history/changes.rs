@@ -36,8 +36,12 @@ fn folder(inner: &Inner, handle: &Handle) -> Result<PathBuf, Error> {
 
 /// Finds and writes, in the background, what a step changed; then lets states go that are too many.
 pub(super) fn count_later(inner: &Arc<Inner>, handle: &Arc<Handle>, step: StepNumber, taken: &Snapshot) {
+    count_between(inner, handle, step, taken.parent.unwrap_or(0), taken.number);
+}
+
+/// As [`count_later`], of a step that led from one state to another.
+pub(super) fn count_between(inner: &Arc<Inner>, handle: &Arc<Handle>, step: StepNumber, before: u64, after: u64) {
     let (inner, handle) = (Arc::clone(inner), Arc::clone(handle));
-    let (before, after) = (taken.parent.unwrap_or(0), taken.number);
     inner.history.work.clone().spawn(async move {
         let Ok(_place) = inner.history.compared.acquire().await else { return };
         if inner.open_for_work().is_err() {

@@ -11,7 +11,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use den_api::{ChangeKind, DiffView, FactChange, PortView};
-use den_history::{DiffOptions, meaning};
+use den_history::{DiffOptions, Phase as Step, Progress, meaning};
 use den_model::{State as Phase, StateName, StateRef};
 
 use super::{
@@ -46,6 +46,11 @@ impl Control {
     /// Errors: `computer_not_found`, `state_not_found`, `bad_state`, `bad_request`; `no_common_state` where
     /// the two were not made from one image.
     pub async fn diff(&self, request: DiffRequest) -> Result<DiffView, Error> {
+        self.diff_watched(request, &Progress::default()).await
+    }
+
+    /// As [`Control::diff`]; `progress` says how far it is.
+    pub async fn diff_watched(&self, request: DiffRequest, progress: &Progress) -> Result<DiffView, Error> {
         let limit = within("limit", request.limit, FILES_DEFAULT, FILES_MAX)?;
         let paths = chosen(&request.paths)?;
         let (a, b) = sides(&request.a, request.b.as_deref())?;
@@ -53,12 +58,13 @@ impl Control {
         same_image(&first, &second)?;
         let since = self.common(&first, &second);
         let whole = paths.is_empty();
-        let options = options(paths, request.text, limit);
+        let options = DiffOptions { progress: progress.clone(), ..options(paths, request.text, limit) };
         let (difference, mut facts, first, second) = looking(move || {
             let (a, b) = (first.open()?, second.open()?);
             let difference = den_history::diff(&a, &b, since, &options)?;
             let changed: Vec<PathBuf> =
                 difference.raw.iter().flat_map(|raw| [Some(raw.path.clone()), raw.from.clone()]).flatten().collect();
+            options.progress.begin(Step::Meaning, 0);
             let facts = meaning::facts(&a.view, &b.view, Some(&changed));
             still_there(&[&first, &second])?;
             Ok((difference, facts, first, second))
@@ -76,6 +82,7 @@ impl Control {
             files: difference.files,
             truncated: difference.truncated,
             facts,
+            volumes: difference.volumes,
         })
     }
 
@@ -118,6 +125,8 @@ fn port_changes(before: &BTreeMap<String, String>, after: &BTreeMap<String, Stri
             kind,
             before: before.cloned(),
             after: after.cloned(),
+            files_before: Vec::new(),
+            files_after: Vec::new(),
         };
         Some(fact(kind))
     };
@@ -140,7 +149,7 @@ fn sides(a: &str, b: Option<&str>) -> Result<(StateRef, StateRef), Error> {
 }
 
 pub(super) fn options(paths: Vec<PathBuf>, text: bool, limit: usize) -> DiffOptions {
-    DiffOptions { paths, text, limit, renames: true }
+    DiffOptions { paths, text, limit, ..DiffOptions::default() }
 }
 
 /// States of computers from different images have nothing in common.

@@ -17,16 +17,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use den_api::{ForkRequest, ForkView, ParentView};
 use den_disk::{Forked, Identity};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerName, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef};
+use den_model::{ComputerName, EventKind, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef};
 use den_store::Durability;
 use den_sys::failpoint;
 use futures_util::{StreamExt, stream};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Resolved;
@@ -37,6 +39,8 @@ use crate::{
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
     limits::{FORKS_AT_ONCE, FORKS_MAX},
+    metrics::Operation,
+    services,
     spec::{self, Wanted},
     task,
 };
@@ -46,13 +50,14 @@ type Child = (Arc<Handle>, mpsc::Receiver<Ask>);
 
 impl Control {
     /// Makes computers that begin as a state of `computer`, and returns once they run and their rows are
-    /// on the disk. They have the parent's limits, image, environment, labels and policy.
+    /// on the disk. They have the parent's limits, image, environment, labels, services and policy.
     ///
     /// Errors: `computer_not_found`, `wrong_state`, `state_not_found`, `bad_state`, `bad_request`, `bad_name`,
     /// `name_taken`, `image_not_found`, `host_full`, `host_lacks`. None of them is left then.
     pub async fn fork(&self, computer: &str, request: ForkRequest, who: &Who) -> Result<ForkView, Error> {
+        let began = Instant::now();
         self.0.open_for_work()?;
-        let parent = self.0.registry.find(computer)?;
+        let parent = self.0.registry.find_any(computer)?;
         admit(&parent)?;
         let ForkRequest { state, name, count, labels, env } = request;
         let names = names(name.as_deref(), count)?;
@@ -93,8 +98,10 @@ impl Control {
         }
         tracing::debug!(computer = %parent.id, snapshot = from.number, count = children.len(), who = who.0, "forks are made");
         let (reply, made) = oneshot::channel();
-        self.0.tasks.spawn(make(Arc::clone(&self.0), children, from, image, reply));
-        made.await.map_err(|_| Error::shutting_down())?
+        self.0.tasks.spawn(make(Arc::clone(&self.0), children, from, image, who.0.clone(), reply));
+        let made = made.await.map_err(|_| Error::shutting_down())??;
+        self.0.metrics.took(Operation::Fork, began);
+        Ok(made)
     }
 }
 
@@ -124,7 +131,14 @@ pub(crate) fn parent_view(parent: &Parent) -> ParentView {
 }
 
 /// All of them come to run, or nothing of any is left.
-async fn make(inner: Arc<Inner>, children: Vec<Child>, from: Resolved, image: Arc<Image>, reply: Reply<ForkView>) {
+async fn make(
+    inner: Arc<Inner>,
+    children: Vec<Child>,
+    from: Resolved,
+    image: Arc<Image>,
+    who: String,
+    reply: Reply<ForkView>,
+) {
     failpoint::hit("fork.reserved");
     let give_up = AtomicBool::new(false);
     let mut work = Vec::with_capacity(children.len());
@@ -169,9 +183,14 @@ async fn make(inner: Arc<Inner>, children: Vec<Child>, from: Resolved, image: Ar
     drop(reply.send(Ok(ForkView { items: children.iter().map(|(child, _)| child.view()).collect() })));
     for (child, inbox) in children {
         tracing::info!(computer = %child.id, name = %child.name(), parent = %from.handle.id, snapshot = from.number, "a fork runs");
+        let of = json!({ "parent": from.handle.id, "parent_name": from.handle.name(), "state": from.number });
+        inner.events.tell(EventKind::Forked, Some(&child), Some(&who), of);
         let machine = child.status.borrow().machine.clone();
-        if let Some(machine) = machine.filter(|_| child.spec.entrypoint) {
-            start_entrypoint(&inner, &child, machine);
+        if let Some(machine) = machine {
+            services::started(&inner, &child, &machine);
+            if child.spec.entrypoint {
+                start_entrypoint(&inner, &child, machine);
+            }
         }
         inner.tasks.spawn(task::run(Arc::clone(&inner), child, inbox));
     }
@@ -199,11 +218,21 @@ async fn make_one(
         went_to: None,
         dropped: false,
     };
-    // Both are queued here, in this order, and the second one's flush is that of the first too.
+    // All are queued here, in this order, and the last one's flush is that of the others too.
     let row = inner.store.insert_computer(&row, None, Durability::Process);
+    let idle = from.handle.idle.get();
+    child.idle.set(idle);
+    if idle.is_some() {
+        drop(inner.store.set_idle(child.id, idle, Durability::Process));
+    }
+    let inherited = services::inherit(inner, child, &from.handle);
     let beginning = inner.store.insert_snapshot(child.id, &beginning, Durability::Power);
     let inserted = async {
         let inserted = row.await;
+        let inserted = match (inserted, inherited) {
+            (Ok(()), Some(inherited)) => inherited.await,
+            (inserted, _) => inserted,
+        };
         let inserted = match inserted {
             Ok(()) => beginning.await,
             refused => refused,

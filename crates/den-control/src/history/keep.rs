@@ -11,16 +11,17 @@
 
 use std::{
     collections::HashSet,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use den_disk::{Dirt, Disks, Mark, Settled, Storage};
-use den_machine::Machine;
+use den_machine::{Machine, Synced};
 use den_model::{ChangeCount, ComputerId, Snapshot, SnapshotKind, State, StateLabel, StepNumber};
 use den_store::{Durability, StoreError};
 use den_sys::{cgroup, failpoint};
+use den_wire::launcher::FROZEN;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -31,19 +32,27 @@ use crate::{
     create::make_zero,
     errors::chain,
     handle::Handle,
-    limits::{COMPARED_AT_ONCE, FREEZE_WAIT, PREFLUSH_ABOVE, STATES_NEWEST_COPIED},
+    life::Stand,
+    limits::{COMPARED_AT_ONCE, EXPLORATIONS_MAX, FREEZE_WAIT, PREFLUSH_ABOVE, STATES_NEWEST_COPIED, SYNC_WAIT},
+    undo::UNDO_BEFORE,
 };
 
 /// What all computers share of this.
 pub(crate) struct House {
     /// Names the cgroups of this house.
     instance: String,
+    /// Where they lie that have a freezer.
+    freezers: Option<PathBuf>,
+    /// RUN/computers.
+    computers: PathBuf,
     /// Whether states are kept after steps: where it costs a copy, no.
     pub(super) automatic: bool,
     /// Automatic states that are kept of one computer, before they are thinned.
     pub(super) newest: usize,
     /// States that a fork comes from.
     forked: Mutex<HashSet<(ComputerId, u64)>>,
+    /// Places for explorations.
+    pub(super) exploring: Arc<Semaphore>,
     /// Places for comparing states after steps.
     pub(super) compared: Arc<Semaphore>,
     /// What goes on behind steps that have ended.
@@ -52,11 +61,17 @@ pub(crate) struct House {
 
 impl House {
     pub(crate) fn new(run: &Path, storage: Storage, newest: usize) -> Self {
+        let instance = cgroup::instance_of(run);
+        let hierarchies = cgroup::Hierarchies::find().ok();
+        let mount = hierarchies.as_ref().and_then(cgroup::Hierarchies::freezing);
         Self {
-            instance: cgroup::instance_of(run),
+            freezers: mount.map(|mount| mount.join(&instance)),
+            instance,
+            computers: run.join("computers"),
             automatic: storage == Storage::Btrfs,
             newest: if storage == Storage::Btrfs { newest } else { newest.min(STATES_NEWEST_COPIED) },
             forked: Mutex::default(),
+            exploring: Arc::new(Semaphore::new(EXPLORATIONS_MAX)),
             compared: Arc::new(Semaphore::new(COMPARED_AT_ONCE)),
             work: TaskTracker::new(),
         }
@@ -71,17 +86,39 @@ impl House {
         self.forked.lock().unwrap_or_else(PoisonError::into_inner).contains(&(computer, number))
     }
 
-    fn freezer(&self, machine: &Machine) -> Option<cgroup::Freezer> {
-        cgroup::freezer(&self.instance, &format!("c{}", machine.net_link()))
+    /// What stops the processes of a computer.
+    pub(crate) fn freezer(&self, machine: &Machine) -> Option<cgroup::Freezer> {
+        cgroup::Freezer::of(&self.freezers.as_ref()?.join(self.cgroup_name(machine)))
+    }
+
+    /// Its cgroup, below that of the house.
+    pub(crate) fn cgroup_name(&self, machine: &Machine) -> String {
+        format!("c{}", machine.net_link())
+    }
+
+    /// The cgroup of the house.
+    pub(crate) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The folder of a computer under RUN.
+    pub(crate) fn home(&self, id: ComputerId) -> PathBuf {
+        self.computers.join(id.to_string())
     }
 }
 
-/// Lets everything of this house go on that an earlier daemon left frozen.
+/// Lets everything of this house go on that an earlier daemon left frozen, but for what stands still on purpose.
 pub(crate) fn thaw_all(run: &Path) {
     let Ok(hierarchies) = cgroup::Hierarchies::find() else { return };
-    let Some(unified) = hierarchies.unified else { return };
-    let Ok(entries) = std::fs::read_dir(unified.join(cgroup::instance_of(run))) else { return };
+    let Some(mount) = hierarchies.freezing() else { return };
+    let Ok(entries) = std::fs::read_dir(mount.join(cgroup::instance_of(run))) else { return };
+    let homes = std::fs::read_dir(run.join("computers")).into_iter().flatten().flatten();
+    let on_purpose: HashSet<String> =
+        homes.filter_map(|home| std::fs::read_to_string(home.path().join(FROZEN)).ok()).collect();
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        if entry.file_name().to_str().is_some_and(|name| on_purpose.contains(name)) {
+            continue;
+        }
         if let Some(mut freezer) = cgroup::Freezer::of(&entry.path())
             && let Err(error) = freezer.thaw()
         {
@@ -128,6 +165,9 @@ impl History {
                 let mark = dirt.mark()?;
                 history.set_dirt(Arc::new(dirt));
                 history.set_mark(Some(mark));
+                if handle.parent.is_none() && (history.head(), history.last_ended()) == (0, 0) {
+                    history.set_furnished(disks.furnished(handle.id)?);
+                }
                 Ok::<_, Error>(())
             });
             if let Err(error) = marked {
@@ -180,6 +220,10 @@ impl History {
         if !lost.is_empty() {
             tracing::warn!(computer = %id, states = ?lost, "states that have no bytes are forgotten");
             inner.store.delete_snapshots(id, lost.clone(), Vec::new(), Durability::Process).await?;
+            for &number in &lost {
+                // A restore that did not come about.
+                inner.store.forget_undo_of(id, UNDO_BEFORE, number, Durability::Process).await?;
+            }
             self.forget(&lost, &[]);
         }
         for number in rowless {
@@ -240,11 +284,21 @@ async fn look(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn, steps: &[St
         drop(inner.store.set_step_snapshot(id, steps, head, none, Durability::Process));
         return Ok(());
     }
-    let taken = match take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await {
+    let taken = match take_changed(inner, handle, turn).await {
         Err(error) if error.code == "host_full" && retain::make_room(inner, handle, turn).await? > 0 => {
-            take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?
+            Some(take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?)
         }
         taken => taken?,
+    };
+    let Some(taken) = taken else {
+        drop(inner.store.set_step_snapshot(
+            id,
+            steps,
+            handle.history.head(),
+            Some(ChangeCount::default()),
+            Durability::Process,
+        ));
+        return Ok(());
     };
     let last = steps.last().copied();
     drop(inner.store.set_step_snapshot(id, steps, taken.number, None, Durability::Process));
@@ -325,9 +379,61 @@ pub(super) async fn zero(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn)
 pub(crate) async fn take(
     inner: &Arc<Inner>,
     handle: &Arc<Handle>,
-    _turn: &Turn,
+    turn: &Turn,
     wanted: Wanted,
 ) -> Result<Snapshot, Error> {
+    let settled = settle(inner, handle, turn, wanted).await?;
+    write(inner, handle, settled).await
+}
+
+/// Keeps the state after a step; none where the disk was written to by a boot alone.
+async fn take_changed(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<Option<Snapshot>, Error> {
+    let (booted, furnished) = handle.history.take_booted();
+    let laid = settle(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?;
+    if !booted {
+        return write(inner, handle, laid).await.map(Some);
+    }
+    // Its bytes are looked at before it has a row.
+    let Laid { snapshot, settled, mark } = laid;
+    let (disks, id, head, number) = (inner.disks()?, handle.id, handle.history.head(), snapshot.number);
+    let (generation, same) = blocking(move || {
+        let generation = settled.finish()?;
+        let same = match furnished.filter(|_| head == 0) {
+            Some(before) => disks.is_furnished(id, number, &before),
+            None => disks.is_only_booted(id, head, number),
+        };
+        if let Ok(true) = same {
+            disks.drop_snapshot(id, number)?;
+        }
+        Ok::<_, Error>((generation, same))
+    })
+    .await??;
+    failpoint::hit("snapshot.taken");
+    let mark = mark.filter(|mark| mark.generation == generation);
+    match same {
+        Ok(true) => {
+            handle.history.set_mark(mark);
+            return Ok(None);
+        }
+        Ok(false) => {}
+        // Then it counts as changed.
+        Err(error) => tracing::debug!(computer = %id, error = chain(&error), "what a boot wrote is not known"),
+    }
+    let recorded = record(inner, handle, Snapshot { generation, ..snapshot }).await?;
+    kept(handle, &recorded, mark);
+    Ok(Some(recorded))
+}
+
+/// A state whose content is settled, in a folder that has no row yet.
+struct Laid {
+    snapshot: Snapshot,
+    settled: Settled,
+    /// How the disk is then.
+    mark: Option<Mark>,
+}
+
+/// Settles the state as it is now.
+async fn settle(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn, wanted: Wanted) -> Result<Laid, Error> {
     let Wanted { kind, label, sync } = wanted;
     if handle.state() == State::Creating {
         let message = format!("`{}` is being made, and has no state yet", handle.name());
@@ -336,6 +442,11 @@ pub(crate) async fn take(
     let history = &handle.history;
     let (number, parent, step) = (history.next_number(), history.head(), history.last_ended());
     let machine = handle.status.borrow().machine.clone();
+    // Held until the state is settled: then what it froze goes on.
+    let synced = match &machine {
+        Some(machine) if sync && !machine.is_dead() => written_out(handle, machine).await,
+        _ => None,
+    };
     let (disks, known, taken_of) = (inner.disks()?, history.dirt(), Arc::clone(inner));
     let id = handle.id;
     let watched = Arc::clone(handle);
@@ -350,9 +461,11 @@ pub(crate) async fn take(
         } else if dirt.as_ref().is_some_and(|dirt| dirt.waiting_bytes() > PREFLUSH_ABOVE.0) {
             disks.preflush(id)?;
         }
-        still(&taken_of, machine.as_ref().filter(|machine| !machine.is_dead()), &disks, id, number, dirt.as_deref())
+        let machine = machine.as_ref().filter(|machine| !machine.is_dead());
+        still(&taken_of, &watched.stand, machine, &disks, id, number, dirt.as_deref())
     });
     let Stood { settled, frozen, torn, mark } = stood.await??;
+    drop(synced);
     let snapshot = Snapshot {
         number,
         step,
@@ -366,8 +479,13 @@ pub(crate) async fn take(
         went_to: None,
         dropped: false,
     };
-    // Its row is written while its bytes are.
-    let began = Instant::now();
+    Ok(Laid { snapshot, settled, mark })
+}
+
+/// Writes the row of a state while its bytes are written out.
+async fn write(inner: &Arc<Inner>, handle: &Arc<Handle>, laid: Laid) -> Result<Snapshot, Error> {
+    let Laid { snapshot, settled, mark } = laid;
+    let (id, number) = (handle.id, snapshot.number);
     let row = inner.store.insert_snapshot(id, &snapshot, durability(&snapshot));
     let written = async {
         let generation = blocking(|| settled.finish()).await;
@@ -390,10 +508,29 @@ pub(crate) async fn take(
         let Snapshot { frozen_us, torn, .. } = snapshot;
         inner.store.set_snapshot_taken(id, number, generation, frozen_us, torn, Durability::Process).await?;
     }
-    history.set_mark(mark.filter(|mark| mark.generation == generation));
-    failpoint::hit("snapshot.row");
-    tracing::debug!(computer = %id, number, step, kind = kind.as_str(), frozen_us = recorded.frozen_us, written = ?began.elapsed(), "a state is kept");
+    kept(handle, &recorded, mark.filter(|mark| mark.generation == generation));
     Ok(recorded)
+}
+
+/// From here on a change is one since this state.
+fn kept(handle: &Handle, snapshot: &Snapshot, mark: Option<Mark>) {
+    handle.history.set_mark(mark);
+    failpoint::hit("snapshot.row");
+    let Snapshot { number, step, kind, frozen_us, .. } = snapshot;
+    tracing::debug!(computer = %handle.id, number, step, kind = kind.as_str(), frozen_us, "a state is kept");
+}
+
+/// Has everything inside written out by its agent. One that cannot is no reason to keep nothing: what has left the
+/// programs inside is written out from here in any case.
+async fn written_out(handle: &Handle, machine: &Machine) -> Option<Synced> {
+    let why = match tokio::time::timeout(SYNC_WAIT, machine.link().sync()).await {
+        Ok(Ok(Some(synced))) => return Some(synced),
+        Ok(Ok(None)) => "its agent is older than that".to_owned(),
+        Ok(Err(error)) => chain(&error),
+        Err(_) => format!("it took longer than {} s", SYNC_WAIT.as_secs()),
+    };
+    tracing::warn!(computer = %handle.id, why, "file systems inside are not written out by its agent");
+    None
 }
 
 /// A state that is settled.
@@ -407,17 +544,26 @@ struct Stood {
 /// The part for which a computer stands still.
 fn still(
     inner: &Inner,
+    stand: &Stand,
     machine: Option<&Machine>,
     disks: &Disks,
     id: ComputerId,
     number: u64,
     dirt: Option<&Dirt>,
 ) -> Result<Stood, Error> {
+    let _turn = stand.turn();
     let mut freezer = machine.and_then(|machine| inner.history.freezer(machine));
     let began = Instant::now();
     let frozen = match &mut freezer {
         // It may have ended in between: then nothing moves either.
-        Some(freezer) => freezer.freeze(FREEZE_WAIT).unwrap_or(false),
+        Some(freezer) => match freezer.begin().and_then(|()| freezer.wait(FREEZE_WAIT)).unwrap_or(false) {
+            // What is paused stands as far as it can.
+            false if !stand.is_wanted() => {
+                let _ = freezer.thaw(); // Again below, where it is told of.
+                false
+            }
+            stands => stands,
+        },
         None => false,
     };
     failpoint::hit("snapshot.frozen");
@@ -426,7 +572,9 @@ fn still(
     // Before they go on: whatever they write is a change.
     let mark = dirt.and_then(|dirt| dirt.mark().ok());
     let time = began.elapsed();
-    if let Some(freezer) = &mut freezer
+    if stand.is_wanted() {
+        freezer.iter_mut().for_each(cgroup::Freezer::keep);
+    } else if let Some(freezer) = &mut freezer
         && let Err(error) = freezer.thaw()
         && machine.is_some_and(|machine| !machine.is_dead())
     {
@@ -456,6 +604,7 @@ async fn recorded(
 ) -> Result<Snapshot, Error> {
     match row {
         Ok(()) => {
+            inner.metrics.state_kept();
             handle.history.put(snapshot.clone());
             Ok(snapshot)
         }

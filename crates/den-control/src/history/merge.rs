@@ -11,26 +11,27 @@
 //!   it commits is taken back to the state that was kept before.
 //! - The agent holds each path against what the plan was made from: what changed inside meanwhile is
 //!   a refusal and not a loss.
-//! - No state is kept while the agent is at it, so that none has half of a merge.
+//! - No state is kept while the agent is at it, nor until what broke off is taken back: none has half of a merge.
 //! - It goes on without its caller.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
-use den_api::{MergeRequest, MergeView, RestoreRequest, SnapshotView};
+use den_api::{MergeRequest, MergeView, SnapshotView};
 use den_disk::Identity;
 use den_history::{
-    State,
-    merge::{Content, MergeOptions, Op, Plan, plan},
+    Phase, Progress, State,
+    merge::{Content, MergeOptions, Op, Plan, plan_of_fork},
 };
 use den_machine::{ApplyContent, LinkError};
-use den_model::{Snapshot, SnapshotKind, StateName, StateRef, Step, StepEnd, StepKind};
+use den_model::{EventKind, Snapshot, SnapshotKind, StateName, StateRef, Step, StepEnd, StepKind};
 use den_store::Durability;
 use den_sys::failpoint;
 use den_wire::agent::{ApplyOp, FailureKind};
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{
-    Resolved, Wanted,
+    Resolved, Turn, Wanted,
     diff::same_image,
     look::{chosen, looking, still_there},
     take,
@@ -38,8 +39,12 @@ use super::{
 use crate::{
     Error, Who,
     control::{Control, Inner, blocking, now},
+    errors::chain,
     handle::Handle,
+    life::Awake,
+    metrics::Operation,
     steps::{Live, finish},
+    undo::{UNDO_BEFORE, What},
 };
 
 /// Paths that an answer names.
@@ -69,6 +74,18 @@ impl Control {
     /// Errors: `computer_not_found`, `state_not_found`, `bad_state`, `bad_request`, `no_common_state`,
     /// `computer_stopped`; `disk_full`, `changed_meanwhile` and `merge_failed` leave the computer as it was.
     pub async fn merge(&self, computer: &str, request: MergeRequest, who: &Who) -> Result<MergeView, Error> {
+        self.merge_watched(computer, request, who, &Progress::default()).await
+    }
+
+    /// As [`Control::merge`]; `progress` says how far it is.
+    pub async fn merge_watched(
+        &self,
+        computer: &str,
+        request: MergeRequest,
+        who: &Who,
+        progress: &Progress,
+    ) -> Result<MergeView, Error> {
+        let began = Instant::now();
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
         let from: StateRef = request.from.parse()?;
@@ -76,14 +93,15 @@ impl Control {
             paths: chosen(&request.paths)?,
             ours: chosen(&request.ours)?,
             theirs: chosen(&request.theirs)?,
+            progress: progress.clone(),
         };
-        if self.0.registry.find(&from.computer)?.id == handle.id {
+        if self.0.registry.find_any(&from.computer)?.id == handle.id {
             let message = format!("`{}` is merged into itself", handle.name());
             return Err(Error::bad_request(message)
                 .hint(format!("`den restore {}` goes back to an older state of it", request.from)));
         }
         if !request.dry_run {
-            runs(&handle)?;
+            drop(runs(&handle).await?);
         }
         let merge = self.plan(&handle, &from, options).await?;
         let conflicts = merge.plan.conflicts.len();
@@ -92,11 +110,14 @@ impl Control {
         }
         let (told, done) = oneshot::channel();
         let (control, argv, who) = (self.clone(), argv(&merge.theirs.held.shown, &request), who.0.clone());
+        let progress = progress.clone();
         self.0.tasks.spawn(async move {
             // The client may have gone; the merge has not.
-            let _ = told.send(control.carry_out(&handle, merge, argv, who).await);
+            let _ = told.send(control.carry_out(&handle, merge, argv, who, progress).await);
         });
-        done.await.map_err(|_| Error::shutting_down())?
+        let merged = done.await.map_err(|_| Error::shutting_down())??;
+        self.0.metrics.took(Operation::Merge, began);
+        Ok(merged)
     }
 
     /// Finds the three states and compares them.
@@ -111,9 +132,18 @@ impl Control {
                 .hint("merge a fork into the computer it was made from, or forks of one computer into each other")
         })?;
         let since = (base.generation > 0).then_some(base.generation);
+        // What was made anew for a fork of it is no change of anybody.
+        let made_as = match theirs.handle.id != base.handle.id && theirs.handle.parent.is_some() {
+            true => {
+                let zero = StateRef { computer: theirs.handle.id.to_string(), state: StateName::Snapshot(0) };
+                Some(self.resolve(&zero).await?)
+            }
+            false => None,
+        };
         looking(move || {
             let (base_state, ours_state, theirs_state) = (base.open()?, ours.open()?, theirs.open()?);
-            let plan = plan(&base_state, &ours_state, &theirs_state, since, &options)?;
+            let made = made_as.as_ref().map(Resolved::open).transpose()?;
+            let plan = plan_of_fork(&base_state, &ours_state, &theirs_state, made.as_ref(), since, &options)?;
             still_there(&[&base, &ours, &theirs])?;
             let ours = Opened { state: ours_state, held: ours };
             let theirs = Opened { state: theirs_state, held: theirs };
@@ -129,49 +159,70 @@ impl Control {
         merge: Merge,
         argv: Vec<String>,
         who: String,
+        progress: Progress,
     ) -> Result<MergeView, Error> {
         let inner = &self.0;
-        let machine = runs(handle)?;
+        let machine = runs(handle).await?;
         let Merge { base, ours, theirs, mut plan } = merge;
-        let (ops, content) = sending(std::mem::take(&mut plan.ops), ours, theirs);
+        progress.begin(Phase::Applying, plan.ops.len());
+        let (ops, content) = sending(std::mem::take(&mut plan.ops), ours, theirs, progress);
         handle.history.settled().await;
         let turn = handle.history.turn().await?;
         let wanted = Wanted::of(SnapshotKind::Merge);
         let before = take(inner, handle, &turn, wanted).await?;
         failpoint::hit("merge.kept");
         handle.steps.room()?;
-        let live = self.begin(handle, argv, who).await?;
+        let what = What::Merge { from: argv.get(1).cloned().unwrap_or_default(), before: before.number };
+        let (live, undo) = self.begin(handle, argv, who, what).await?;
         let step = live.step.number;
         failpoint::hit("merge.step");
         let applied = machine.link().apply(step, ops, content).await;
         failpoint::hit("merge.applied");
-        drop(turn);
         match applied {
             Ok(()) => {
+                drop(turn);
                 finish(inner, handle, &live, StepEnd::Exited { code: 0 }, 0).await;
                 tracing::info!(computer = %handle.id, name = %handle.name(), step, "a fork was merged");
+                let detail = json!({ "step": step, "before": before.number, "command": live.step.argv.join(" ") });
+                inner.events.tell(EventKind::Merged, Some(handle), Some(&live.step.who), detail);
                 let mut view = view(base, plan);
                 view.step = Some(step);
                 view.before = Some(SnapshotView::from(&before));
                 Ok(view)
             }
-            Err(error) => Err(self.undo(handle, &live, &before, error).await),
+            Err(error) => Err(self.back(handle, turn, &live, &before, undo, error).await),
         }
     }
 
     /// After a merge that did not come about: says why, and has the state before again if there may be another.
-    async fn undo(&self, handle: &Arc<Handle>, live: &Live, before: &Snapshot, error: LinkError) -> Error {
+    async fn back(
+        &self,
+        handle: &Arc<Handle>,
+        turn: Turn,
+        live: &Live,
+        before: &Snapshot,
+        undo: u64,
+        error: LinkError,
+    ) -> Error {
         let untouched = matches!(&error, LinkError::Failed(failure) if failure.kind != FailureKind::HalfDone);
         let told = handle.link_error(error);
         let name = handle.name();
         let told = if untouched {
+            drop(turn);
+            if let Err(error) = self.0.store.forget_undo(undo, Durability::Process).await {
+                tracing::error!(computer = %handle.id, error = chain(&error), "a merge that was none is left among what can be taken back");
+            }
             match told.code {
                 "disk_full" | "changed_meanwhile" | "unsupported" | "no_processes" => told,
                 _ => merge_failed(format!("nothing was merged into `{name}`"), told),
             }
         } else {
-            let restore = RestoreRequest { state: StateName::Snapshot(before.number).to_string() };
-            match self.restore(&handle.id.to_string(), restore, &Who("merge".to_owned())).await {
+            let state = StateName::Snapshot(before.number);
+            // Half of a merge is no state that anybody may have.
+            handle.history.lend(turn);
+            let restored = self.restore_for(handle, state, &Who("merge".to_owned()), Some(undo)).await;
+            handle.history.unlend();
+            match restored {
                 Ok(_) => {
                     let message = format!("the merge into `{name}` broke off; its disk is as it was before");
                     merge_failed(message, told)
@@ -189,17 +240,26 @@ impl Control {
     }
 
     /// Records the step that the merge is.
-    async fn begin(&self, handle: &Handle, argv: Vec<String>, who: String) -> Result<Arc<Live>, Error> {
+    async fn begin(
+        &self,
+        handle: &Handle,
+        argv: Vec<String>,
+        who: String,
+        what: What,
+    ) -> Result<(Arc<Live>, u64), Error> {
         let number = handle.steps.number();
+        let undo = what.record(handle, &who, now(), None);
         let step = Step::begun(number, StepKind::Merge, argv, who, now());
-        let row = self.0.store.insert_step(handle.id, &step, Durability::Process);
+        let row = self.0.store.insert_step_undo(handle.id, &step, undo, Durability::Process);
         let live = Live::new(step, None);
         handle.steps.add(&live);
-        if let Err(error) = row.await {
-            handle.steps.forget(number);
-            return Err(error.into());
+        match row.await {
+            Ok(undo) => Ok((live, undo)),
+            Err(error) => {
+                handle.steps.forget(number);
+                Err(error.into())
+            }
         }
-        Ok(live)
     }
 }
 
@@ -208,10 +268,12 @@ fn sending(
     ops: Vec<Op>,
     ours: Opened,
     theirs: Opened,
+    progress: Progress,
 ) -> (Vec<ApplyOp>, impl FnMut(usize) -> io::Result<ApplyContent> + Send + 'static) {
     let (ops, sources): (Vec<_>, Vec<_>) = ops.into_iter().map(|op| (op.op, op.source)).unzip();
     let content = move |index: usize| {
         let _held = (&ours.held, &theirs.held);
+        progress.at(index + 1);
         match sources[index].open(&ours.state, &theirs.state).map_err(io::Error::other)? {
             Content::Bytes(bytes) => Ok(ApplyContent::Bytes(bytes)),
             Content::File(file) => Ok(ApplyContent::File(file)),
@@ -240,13 +302,14 @@ pub(crate) async fn take_back(inner: &Arc<Inner>, handle: &Arc<Handle>, steps: &
     })
     .await??;
     handle.history.went(inner, handle, &before).await;
+    inner.store.forget_undo_of(id, UNDO_BEFORE, back, Durability::Process).await?;
     tracing::warn!(computer = %id, name = %handle.name(), step = step.number, to = back, "half a merge was taken back");
     Ok(())
 }
 
-/// The machine of a target.
-fn runs(handle: &Handle) -> Result<den_machine::Machine, Error> {
-    handle.admit().map_err(|error| match error.code {
+/// The machine of a target, which is woken for it.
+pub(super) async fn runs(handle: &Arc<Handle>) -> Result<Awake, Error> {
+    handle.awake().await.map_err(|error| match error.code {
         "computer_stopped" => {
             let name = handle.name();
             error.hint(format!("a merge goes through what runs: `den start {name}` first; `--dry-run` needs no start"))
@@ -276,9 +339,9 @@ fn argv(theirs: &str, request: &MergeRequest) -> Vec<String> {
 }
 
 fn view(base: String, plan: Plan) -> MergeView {
-    let Plan { mut files, count, mut conflicts, .. } = plan;
+    let Plan { mut files, count, mut conflicts, skipped, volumes, .. } = plan;
     let truncated = files.len() > FILES_MAX || conflicts.len() > CONFLICTS_MAX;
     files.truncate(FILES_MAX);
     conflicts.truncate(CONFLICTS_MAX);
-    MergeView { base, files, truncated, count, conflicts, step: None, before: None }
+    MergeView { base, files, truncated, count, conflicts, skipped, volumes, step: None, before: None }
 }

@@ -23,6 +23,7 @@ mod blame;
 mod book;
 mod changes;
 mod diff;
+mod explore;
 pub(crate) mod fork;
 mod keep;
 mod look;
@@ -41,6 +42,7 @@ pub use blame::StepsMatching;
 pub(crate) use book::{History, Pin, Turn};
 pub(crate) use changes::{changes_file, list_changes};
 pub use diff::DiffRequest;
+pub use explore::Exploration;
 pub(crate) use keep::{House, Wanted, ended, keep, take, thaw_all};
 pub use look::{GrepRequest, LOOKS_MAX, StateBytes};
 
@@ -132,7 +134,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`.
     pub async fn snapshots(&self, computer: &str) -> Result<SnapshotList, Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         handle.history.settled().await;
         Ok(SnapshotList { items: handle.history.all_kept().iter().map(SnapshotView::from).collect() })
     }
@@ -143,6 +145,7 @@ impl Control {
     /// as, `state_in_use`.
     pub async fn drop_snapshot(&self, computer: &str, state: &str) -> Result<(), Error> {
         let handle = self.0.registry.find(computer)?;
+        handle.plugged()?;
         let name: StateName = state.parse()?;
         if name == StateName::Now {
             return Err(bad_state("`now` is no kept state").hint(format!("`den snaps {computer}` lists those")));
@@ -168,7 +171,7 @@ impl Control {
     ///
     /// Errors: `computer_not_found`, `state_not_found` with those there are, `image_not_found`, `host_full`.
     pub(crate) async fn resolve(&self, reference: &StateRef) -> Result<Resolved, Error> {
-        let handle = self.0.registry.find(&reference.computer)?;
+        let handle = self.0.registry.find_any(&reference.computer)?;
         handle.history.settled().await;
         let turn = handle.history.turn().await?;
         let resolved = self.resolve_under(&handle, &reference.state, &turn).await;
@@ -331,7 +334,9 @@ fn state_not_found(handle: &Handle, state: &StateName) -> Error {
     let shown = names[left..].join(", ");
     let more = if left > 0 { format!(", and {left} older ones") } else { String::new() };
     let why = match state {
-        StateName::Step(step) if handle.steps.get(*step).is_some() => format!("step {step} of `{name}` still runs"),
+        StateName::Step(step) if handle.steps.get(*step).is_some_and(|live| !live.has_ended()) => {
+            format!("step {step} of `{name}` still runs")
+        }
         StateName::Step(step) if *step > handle.steps.last() => format!("`{name}` has no step {step}"),
         _ => format!("no state `{state}` of `{name}` is kept"),
     };

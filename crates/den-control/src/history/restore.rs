@@ -17,21 +17,25 @@ use std::{sync::Arc, time::Instant};
 use den_api::{RestoreRequest, RestoreView, SnapshotView};
 use den_disk::Identity;
 use den_machine::Machine;
-use den_model::{Fact, Micros, Request, Snapshot, State, StateName, Step, StepEnd, StepKind};
-use den_store::Durability;
+use den_model::{EventKind, Fact, Micros, Request, Snapshot, State, StateName, Step, StepEnd, StepKind};
+use den_store::{Durability, NewUndo};
 use den_sys::failpoint;
+use serde_json::json;
 
-use super::Resolved;
+use super::{Resolved, changes};
 use crate::{
     Error, Who,
     control::{Control, blocking, now},
     create::boot,
     errors::chain,
     exec::start_entrypoint,
-    handle::Ask,
+    handle::{Ask, Handle},
     limits::SENT_SHOWN,
+    metrics::Operation,
     net::records::{Sent, sent},
+    services,
     task::Task,
+    undo::{UNDO_BEFORE, What},
 };
 
 impl Control {
@@ -49,9 +53,23 @@ impl Control {
                 .hint(format!("`den snaps {computer}` lists the states that are kept")));
         }
         let handle = self.0.registry.find(computer)?;
+        tracing::debug!(computer = %handle.id, %state, who = who.0, "a restore is asked for");
+        self.restore_for(&handle, state, who, None).await
+    }
+
+    /// As [`Control::restore`]; `takes_back` says what it undoes.
+    pub(crate) async fn restore_for(
+        &self,
+        handle: &Handle,
+        state: StateName,
+        who: &Who,
+        takes_back: Option<u64>,
+    ) -> Result<RestoreView, Error> {
         let who = who.0.clone();
-        tracing::debug!(computer = %handle.id, %state, who, "a restore is asked for");
-        handle.ask(|reply| Ask::Restore { state, who, reply }).await
+        let began = Instant::now();
+        let restored = handle.ask(|reply| Ask::Restore { state, who, takes_back, reply }).await?;
+        self.0.metrics.took(Operation::Restore, began);
+        Ok(restored)
     }
 }
 
@@ -60,25 +78,38 @@ struct Plan {
     to: Resolved,
     before: Snapshot,
     step: Step,
+    /// How it is taken back.
+    undo: NewUndo,
 }
 
 impl Task {
     /// Takes the computer back to `state`.
-    pub(crate) async fn restore(&self, state: StateName, who: String) -> Result<RestoreView, Error> {
+    pub(crate) async fn restore(
+        &self,
+        state: StateName,
+        who: String,
+        takes_back: Option<u64>,
+    ) -> Result<RestoreView, Error> {
         let after = self.ask(Request::Restore)?;
         self.inner.open_for_work()?;
         let restoring = |state| self.handle.status.send_modify(|status| status.restoring = state);
         restoring(Some(state.clone()));
-        let restored = self.restore_to(&state, after, who).await;
+        let restored = self.restore_to(&state, after, who, takes_back).await;
         restoring(None);
         restored
     }
 
     /// Takes the computer back to `state`, after which it is `after`.
-    async fn restore_to(&self, state: &StateName, after: State, who: String) -> Result<RestoreView, Error> {
+    async fn restore_to(
+        &self,
+        state: &StateName,
+        after: State,
+        who: String,
+        takes_back: Option<u64>,
+    ) -> Result<RestoreView, Error> {
         let (inner, handle) = (&self.inner, &self.handle);
         // Nothing is kept meanwhile, and nothing that is kept goes.
-        let turn = handle.history.turn().await?;
+        let turn = handle.history.turn_of_restore().await?;
         let to = Control(Arc::clone(inner)).resolve_under(handle, state, &turn).await?;
         let image = inner.images.by_digest(&handle.spec.image_digest)?;
         let machine = self.machine();
@@ -86,7 +117,7 @@ impl Task {
             let status = handle.status.borrow();
             (status.state, status.reason.clone())
         };
-        let plan = self.plan(to, who);
+        let plan = self.plan(to, who, takes_back);
         // Nothing gets in from here on.
         let closed = match machine {
             Some(_) => self.set(after, None, Some(inner.boot_id.clone())).await,
@@ -105,13 +136,15 @@ impl Task {
                         self.set_fact(was, reason).await;
                         handle.status.send_modify(|status| status.machine = Some(machine));
                     }
-                    None if was == State::Running => self.set_fact(State::Failed, Some(error.chain())).await,
+                    None if matches!(was, State::Running | State::Paused) => {
+                        self.set_fact(State::Failed, Some(error.chain())).await
+                    }
                     None => {}
                 }
                 return Err(error);
             }
         };
-        let Plan { to, before, step } = &plan;
+        let Plan { to, before, step, .. } = &plan;
         // The old disk is written out while the new one comes to life.
         let booted = async {
             match machine {
@@ -131,6 +164,7 @@ impl Task {
                         status.restoring = None;
                     });
                     self.set_fact(State::Starting.learn(Fact::Booted), None).await;
+                    services::started(inner, handle, &machine);
                     if handle.spec.entrypoint {
                         start_entrypoint(inner, handle, machine);
                     }
@@ -146,9 +180,12 @@ impl Task {
             self.set_fact(after, None).await;
         }
         self.end_step(&plan, StepEnd::Exited { code: 0 }, Some(to.number)).await;
+        changes::count_between(inner, handle, step.number, before.number, to.number);
         let sent = self.sent(to.snapshot.created_at, ended_at).await;
         handle.history.load([], step.number);
         tracing::info!(computer = %handle.id, name = %handle.name(), to = to.number, before = before.number, "a computer was taken back");
+        let detail = json!({ "to": to.number, "before": before.number, "step": step.number });
+        inner.events.tell(EventKind::Restored, Some(handle), Some(&step.who), detail);
         Ok(RestoreView {
             computer: handle.view(),
             step: step.number,
@@ -159,26 +196,28 @@ impl Task {
         })
     }
 
-    fn plan(&self, to: Resolved, who: String) -> Plan {
+    fn plan(&self, to: Resolved, who: String, takes_back: Option<u64>) -> Plan {
         let handle = &self.handle;
         let at = now();
         let number = handle.steps.number();
         // All before it have ended once the disk is kept.
         let before = handle.history.leaving(number - 1, to.number, at);
         let argv = vec!["restore".to_owned(), format!(".{}", to.number)];
+        let what = What::Restore { to: handle.history.name_of(&to.snapshot), before: before.number };
+        let undo = what.record(handle, &who, at, takes_back);
         let step = Step::begun(number, StepKind::Restore, argv, who, at);
-        Plan { to, before, step }
+        Plan { to, before, step, undo }
     }
 
     /// Puts the new disk in the place of the old one, and says when the last process had ended.
     async fn swap(&self, plan: &Plan, machine: Option<&Machine>) -> Result<Micros, Failed> {
         let (inner, handle, id) = (&self.inner, &self.handle, self.handle.id);
-        let Plan { to, before, step } = plan;
+        let Plan { to, before, step, undo } = plan;
         let disks = inner.disks()?;
         let began = Instant::now();
         let rows = async {
             let step = inner.store.insert_step(id, step, Durability::Process);
-            let before = inner.store.insert_snapshot(id, before, Durability::Power);
+            let before = inner.store.insert_snapshot_undo(id, before, undo.clone(), Durability::Power);
             step.await?;
             before.await?;
             failpoint::hit("restore.row");
@@ -244,8 +283,10 @@ impl Task {
             Ok(false) => {}
             Err(error) => tracing::error!(computer = %id, error = chain(&error), "half a restore is left"),
         }
-        let forgotten = self.inner.store.delete_snapshots(id, vec![before], Vec::new(), Durability::Process);
-        if let Err(error) = forgotten.await {
+        let store = &self.inner.store;
+        let undo = store.forget_undo_of(id, UNDO_BEFORE, before, Durability::Process);
+        let forgotten = store.delete_snapshots(id, vec![before], Vec::new(), Durability::Process);
+        if let Err(error) = undo.await.and(forgotten.await) {
             tracing::error!(computer = %id, error = chain(&error), "the row of a state that was not kept is left");
         }
         false

@@ -10,8 +10,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use den_model::{Bytes, Micros, Snapshot};
+use den_model::{Bytes, EventKind, Micros, Snapshot};
 use den_store::Durability;
+use serde_json::json;
 
 use super::Turn;
 use crate::{
@@ -82,6 +83,8 @@ pub(super) async fn make_room(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &T
         }
         count += gone.len();
         tracing::info!(computer = %id, name = %handle.name(), states = ?gone, "the oldest states are let go: the disk fills");
+        let detail = json!({ "states": gone, "why": "the disk fills" });
+        inner.events.tell(EventKind::StateDropped, Some(handle), None, detail);
         let_go(inner, handle, turn, gone).await?;
         if !handle.history.may_wait_for_room() {
             return Ok(count);
@@ -112,6 +115,7 @@ pub(super) async fn let_go(
     keep.sort_unstable();
     inner.store.delete_snapshots(id, gone.clone(), keep.clone(), Durability::Process).await?;
     history.forget(&gone, &keep);
+    inner.metrics.states_dropped(gone.len());
     let disks = inner.disks()?;
     blocking(move || {
         for number in gone {

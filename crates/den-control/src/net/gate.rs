@@ -27,9 +27,9 @@ use std::{
     time::Duration,
 };
 
-use den_gate::wire::{Attach, House, LINE_BYTES_MAX, Reply, Request, Status, VERSION};
+use den_gate::wire::{Attach, House, LINE_BYTES_MAX, Reply, Request, Status, Statuses, VERSION};
 use den_machine::Machine;
-use den_model::ComputerId;
+use den_model::{ComputerId, EventKind};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -41,7 +41,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::{Error, control::blocking, handle::Handle, net::HouseNet};
+use crate::{Error, control::blocking, events::Events, handle::Handle, net::HouseNet};
 
 /// How long a request of ours waits for the gate's answer.
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -81,6 +81,7 @@ struct Shared {
     state: watch::Sender<State>,
     /// The process that answered last; 0 before the first.
     pid: AtomicU32,
+    events: Arc<Events>,
 }
 
 /// A link that shall be attached.
@@ -108,6 +109,7 @@ enum What {
     Detach(ComputerId),
     Policy(ComputerId),
     Status(ComputerId),
+    Statuses(Option<ComputerId>),
     Exit,
 }
 
@@ -119,7 +121,7 @@ enum Ended {
 
 impl Gate {
     /// Reads or draws the key of the house and starts the supervisor.
-    pub(crate) async fn open(data: &Path, run: &Path, net: &HouseNet) -> Result<Self, Error> {
+    pub(crate) async fn open(data: &Path, run: &Path, net: &HouseNet, events: Arc<Events>) -> Result<Self, Error> {
         let folder = data.to_owned();
         let key = blocking(move || key(&folder)).await?.map_err(|error| {
             Error::new("bad_config", 500, format!("the key in {}: {error}", data.join("net.key").display()))
@@ -138,6 +140,7 @@ impl Gate {
             links: Mutex::default(),
             state: watch::channel(state).0,
             pid: AtomicU32::new(0),
+            events,
         });
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         if shared.program.is_some() {
@@ -165,7 +168,9 @@ impl Gate {
     /// given up waiting for, when the future that it returns is ready.
     pub(crate) fn attach(&self, handle: &Arc<Handle>, machine: &Machine) -> impl Future<Output = ()> + Send + use<> {
         let (id, link) = (handle.id, machine.net_link());
-        let told = if link == 0 {
+        let told = if handle.status.borrow().cut {
+            None // It is being cut off: its link stays closed.
+        } else if link == 0 {
             tracing::warn!(computer = %id, "it was booted by a launcher from before there was a gate: it has no network until it is started anew");
             None
         } else {
@@ -213,6 +218,25 @@ impl Gate {
             Some(Reply::Status(status)) => Some(status),
             _ => None,
         }
+    }
+
+    /// What all links carry, as far as the gate answers.
+    pub(crate) async fn statuses(&self) -> Option<Statuses> {
+        let mut found = Statuses::default();
+        loop {
+            let after = found.links.last().and_then(|(id, _)| id.parse().ok());
+            let Some(Reply::Statuses(page)) = self.order(What::Statuses(after)).await else { return None };
+            found.all = page.all;
+            found.links.extend(page.links);
+            if !page.more {
+                return Some(found);
+            }
+        }
+    }
+
+    /// The process that answered last.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        Some(self.shared.pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
     }
 
     /// Ends the gate, and takes its files out of RUN. May be repeated.
@@ -480,7 +504,10 @@ async fn talk(shared: &Shared, mut gate: Connection, orders: &mut mpsc::Receiver
                         if greetings == 0 {
                             tracing::info!(links, "the gate is up");
                             shared.forget(gone.iter().copied());
-                            shared.state.send_replace(State::Up);
+                            if let State::Down(why) = shared.state.send_replace(State::Up) {
+                                let detail = serde_json::json!({ "why": why, "links": links });
+                                shared.events.tell(EventKind::GateRestarted, None, None, detail);
+                            }
                             // What changed while all of it was being told.
                             if let Err(why) = tell_changes(shared, &mut gate, &mut waiting, &first).await {
                                 return Ended::Lost(why);
@@ -584,6 +611,7 @@ impl Shared {
                 wanted(id)?;
                 Request::Status { id: id.to_string() }
             }
+            What::Statuses(after) => Request::Statuses { after: after.map(|id| id.to_string()) },
             What::Exit => Request::Exit,
         })
     }

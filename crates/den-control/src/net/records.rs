@@ -119,7 +119,7 @@ impl Control {
     }
 
     fn net_scan(&self, computer: &str, read: &ReadRecords) -> Result<(Arc<Handle>, Scan), Error> {
-        let handle = self.0.registry.find(computer)?;
+        let handle = self.0.registry.find_any(computer)?;
         if let Some(kind) = &read.kind
             && !KINDS.contains(&kind.as_str())
         {

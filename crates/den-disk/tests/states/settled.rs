@@ -39,7 +39,7 @@ fn write_on(data: &Path, done: &Mutex<Done>, end: &AtomicBool) {
             done.renamed = number;
         });
         step(&mut |done| {
-            if number % LOG_RECORDS == 0 {
+            if number.is_multiple_of(LOG_RECORDS) {
                 File::create(&log).unwrap();
             }
             let mut log = OpenOptions::new().create(true).append(true).open(&log).unwrap();

@@ -11,7 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::dns::Resolver;
-use crate::wire::{Attach, House, LINE_BYTES_MAX, Reply, Request, VERSION};
+use crate::rule::COMPUTERS;
+use crate::wire::{Attach, House, LINE_BYTES_MAX, Reply, Request, STATUSES_MAX, Status, Statuses, VERSION};
 
 use super::link::Link;
 use super::{Gate, Rest};
@@ -101,6 +102,7 @@ async fn obey(gate: &Arc<Gate>, request: Request) -> Reply {
             Some(link) => return Reply::Status(link.status()),
             None => Err(unknown(&id)),
         },
+        Request::Statuses { after } => return Reply::Statuses(statuses(gate, after.as_deref())),
         Request::Exit => Ok(()),
     };
     match done {
@@ -196,8 +198,31 @@ fn detach(gate: &Gate, id: &str) {
     };
     if let Some(link) = link {
         link.close("detached");
+        // What others have open to it would go on if it was only made to stand still.
+        let host = format!("{}.{COMPUTERS}", link.told().name);
+        let others: Vec<Arc<Link>> = gate.links().by_id.values().cloned().collect();
+        for other in others {
+            other.cut_to(&host, "detached");
+        }
         link.save_day();
+        // What is open of it is closing, and its day is over.
+        let carried = Status { flows: 0, day_bytes: 0, ..link.status() };
+        gate.gone.lock().unwrap_or_else(PoisonError::into_inner).add(&carried);
     }
+}
+
+fn statuses(gate: &Gate, after: Option<&str>) -> Statuses {
+    let mut links: Vec<(String, Status)> =
+        gate.links().by_id.iter().map(|(id, link)| (id.clone(), link.status())).collect();
+    let mut all = *gate.gone.lock().unwrap_or_else(PoisonError::into_inner);
+    for (_, status) in &links {
+        all.add(status);
+    }
+    links.retain(|(id, _)| after.is_none_or(|after| id.as_str() > after));
+    links.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let more = links.len() > STATUSES_MAX;
+    links.truncate(STATUSES_MAX);
+    Statuses { all, links, more }
 }
 
 /// 64 hexadecimal digits.

@@ -229,7 +229,11 @@ async fn carry(
             }
             Upstream::Computer(peer) => {
                 let agent = peer.told().agent.clone();
-                peer::dial(&agent, live.target.port()).await.map(Connected::Unix)
+                let dialled = peer::dial(&agent, live.target.port()).await;
+                // It may have been cut off while it was asked.
+                dialled.and_then(
+                    |stream| if peer.is_closed() { Err(Why::NoComputer) } else { Ok(Connected::Unix(stream)) },
+                )
             }
             Upstream::Inspected => Err(Why::DialFailed),
         }

@@ -275,6 +275,20 @@ impl Link {
         }
     }
 
+    /// Whether it was let go.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Ends the flows to another computer, which is `host`, for this reason.
+    pub(super) fn cut_to(&self, host: &str, why: &'static str) {
+        for live in self.live().values() {
+            if live.name.as_ref().is_some_and(|name| name.as_str() == host) {
+                live.cut.fire(why);
+            }
+        }
+    }
+
     /// Flows that are open.
     pub(super) fn flows(&self) -> u32 {
         self.open.load(Ordering::Relaxed)

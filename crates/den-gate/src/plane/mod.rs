@@ -34,7 +34,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use den_sys::SysError;
@@ -45,7 +45,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::dns::Resolver;
 use crate::policy::PrivateTarget;
-use crate::wire::House;
+use crate::wire::{House, Status};
 
 use self::inside::Inside;
 pub use self::journal::Journal;
@@ -144,6 +144,8 @@ struct Gate {
     program: String,
     rest: RwLock<Option<Arc<Rest>>>,
     links: RwLock<Links>,
+    /// What links carried that are gone.
+    gone: Mutex<Status>,
     flows: AtomicU64,
     pipes: relay::Pipes,
     exit: tokio::sync::Notify,
@@ -199,6 +201,7 @@ pub fn run(settings: &Settings) -> Result<(), GateError> {
         program,
         rest: RwLock::default(),
         links: RwLock::default(),
+        gone: Mutex::default(),
         // Numbers of an earlier gate do not come again, and stay exact in JSON.
         flows: AtomicU64::new(now << 20),
         pipes: relay::Pipes::default(),

@@ -5,16 +5,19 @@
 //!                                                        └► index ─► files whose size, time or bytes differ
 //! ```
 //!
-//! Only files that differ between the two states are held against the index, or whose entries do: what is
-//! the same on both sides is no difference. So the lists of files say what is new, not all there is. Files
-//! that git does not know are left to the list of files: which of them it ignores is not parsed here.
+//! Of a repository whose head, index or work tree differs between the two states all files are held against the
+//! index, as `git status` would: by size and time first, so that few are read. In one with more than
+//! [`FILES_MAX`] of them only those that differ between the states, or whose entries do. Files that git does not
+//! know are left to the list of files: which of them it ignores is not parsed here.
+//!
+//! One that is elsewhere in the second state, and stands as it did, has moved.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use den_api::{EntryKind, FactChange};
+use den_api::{ChangeKind, EntryKind, FactChange};
 use sha1::{Digest, Sha1};
 
 use super::index::{self, Entry};
@@ -26,11 +29,13 @@ const REPOSITORIES_MAX: usize = 200;
 /// The largest index or list of refs that is read, in bytes.
 const TABLE_BYTES_MAX: u64 = 64 << 20;
 /// The files of a repository that are held against its index.
-const FILES_MAX: usize = 50_000;
+const FILES_MAX: usize = 20_000;
 /// The bytes of a repository that are hashed, where sizes and times do not decide.
 const HASHED_BYTES_MAX: u64 = 64 << 20;
-/// The files that are named.
+/// The files that are named in the sentence.
 const NAMED_MAX: usize = 5;
+/// The files that are listed.
+const LISTED_MAX: usize = 1_000;
 /// Where repositories are looked for when it is not known what changed.
 const USUAL: [&str; 12] =
     ["/root", "/home", "/srv", "/opt", "/workspace", "/work", "/app", "/src", "/repo", "/code", "/usr/src", "/var/www"];
@@ -51,7 +56,49 @@ pub(super) fn changes(pair: &Pair<'_>, changes: &mut Vec<FactChange>) {
             }
         }
     }
+    moved(&mut a, &mut b, changes);
     compare("git", &a, &b, Some("those files differ"), changes);
+}
+
+/// Takes out and tells those that are in one place before and in another after, and nowhere else.
+fn moved(a: &mut Facts, b: &mut Facts, changes: &mut Vec<FactChange>) {
+    let gone: Vec<String> = a.0.keys().filter(|name| !b.0.contains_key(*name)).cloned().collect();
+    let mut came: HashMap<(Option<String>, Vec<String>), Vec<String>> = HashMap::new();
+    let key = |fact: &Fact| (fact.shown.clone(), fact.files.clone());
+    for (name, fact) in b.0.iter().filter(|(name, _)| !a.0.contains_key(*name)) {
+        came.entry(key(fact)).or_default().push(name.clone());
+    }
+    let mut left: HashMap<(Option<String>, Vec<String>), Vec<String>> = HashMap::new();
+    for name in gone {
+        if let Some(fact) = a.0.get(&name) {
+            left.entry(key(fact)).or_default().push(name);
+        }
+    }
+    for (stands, from) in left {
+        // Of copies nobody knows which is which, but by their names.
+        let Some(to) = came.get(&stands).filter(|to| to.len() == from.len()) else { continue };
+        for old in from {
+            let same_name = |new: &&String| Path::new(new).file_name() == Path::new(&old).file_name();
+            let new = match to.as_slice() {
+                [only] => only,
+                many => match many.iter().filter(same_name).collect::<Vec<_>>()[..] {
+                    [only] => only,
+                    _ => continue,
+                },
+            };
+            let (Some(before), Some(after)) = (a.0.remove(&old), b.0.remove(new)) else { continue };
+            let sentence = before.shown.map_or_else(|| old.clone(), |shown| format!("{old}: {shown}"));
+            changes.push(FactChange {
+                area: "git".to_owned(),
+                name: super::cut(new),
+                kind: ChangeKind::Renamed,
+                before: Some(super::cut(&sentence)),
+                after: after.shown,
+                files_before: before.files,
+                files_after: after.files,
+            });
+        }
+    }
 }
 
 /// The work trees that hold the changed paths.
@@ -110,8 +157,8 @@ fn files_to_look_at(pair: &Pair<'_>, root: &Path, sides: [&Option<Repository>; 2
     let none: &[Entry] = &[];
     let [a, b] = sides.map(|side| side.as_ref().and_then(|repository| repository.index.as_deref()).unwrap_or(none));
     let mut files: BTreeSet<Vec<u8>> = BTreeSet::new();
-    if !pair.touched.is_known() {
-        files.extend(a.iter().chain(b).take(FILES_MAX).map(|entry| entry.path.clone()));
+    if !pair.touched.is_known() || a.len().max(b.len()) <= FILES_MAX {
+        files.extend(a.iter().take(FILES_MAX).chain(b.iter().take(FILES_MAX)).map(|entry| entry.path.clone()));
         return files;
     }
     let (old, new) = (by_path(a), by_path(b));
@@ -213,7 +260,8 @@ impl Repository {
                 text += &format!(" and {} more", dirty.len() - NAMED_MAX);
             }
         }
-        Fact::new(text).and_unseen(digest.finalize().as_bytes())
+        dirty.truncate(LISTED_MAX);
+        Fact { files: dirty, ..Fact::new(text).and_unseen(digest.finalize().as_bytes()) }
     }
 }
 

@@ -104,15 +104,17 @@ struct Fact {
     shown: Option<String>,
     /// What else must be equal: a digest of what is not shown.
     hidden: Option<[u8; 32]>,
+    /// Files that it is about.
+    files: Vec<String>,
 }
 
 impl Fact {
     fn new(text: impl AsRef<str>) -> Self {
-        Self { shown: Some(cut(text.as_ref())), hidden: None }
+        Self { shown: Some(cut(text.as_ref())), hidden: None, files: Vec::new() }
     }
 
     fn unseen(bytes: &[u8]) -> Self {
-        Self { shown: None, hidden: Some(*blake3::hash(bytes).as_bytes()) }
+        Self { shown: None, hidden: Some(*blake3::hash(bytes).as_bytes()), files: Vec::new() }
     }
 
     fn and_unseen(self, bytes: &[u8]) -> Self {
@@ -165,11 +167,14 @@ fn compare(area: &str, a: &Facts, b: &Facts, unseen: Option<&str>, changes: &mut
             _ => continue,
         };
         let shown = |fact: Option<&Fact>| fact.and_then(|fact| fact.shown.clone());
+        let files = |fact: Option<&Fact>| fact.map_or_else(Vec::new, |fact| fact.files.clone());
+        let (files_before, files_after) = (files(before), files(after));
         let (before, mut after) = (shown(before), shown(after));
         if let (ChangeKind::Changed, true, Some(unseen)) = (kind, before == after, unseen) {
             after = Some(after.map_or_else(|| unseen.to_owned(), |after| format!("{after}; {unseen}")));
         }
-        changes.push(FactChange { area: area.to_owned(), name: cut(name), kind, before, after });
+        let (area, name) = (area.to_owned(), cut(name));
+        changes.push(FactChange { area, name, kind, before, after, files_before, files_after });
     }
 }
 

@@ -52,7 +52,8 @@ impl Two {
 
 fn change(area: &str, name: &str, kind: ChangeKind, before: &str, after: &str) -> FactChange {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    FactChange { area: area.into(), name: name.into(), kind, before: text(before), after: text(after) }
+    let (before, after) = (text(before), text(after));
+    FactChange { area: area.into(), name: name.into(), kind, before, after, files_before: vec![], files_after: vec![] }
 }
 
 fn stanza(name: &str, status: &str, version: &str, architecture: &str) -> String {
@@ -274,10 +275,18 @@ fn repositories_of_git() {
         two.write("b", "/srv/app/untracked", "x");
         let paths = ["/srv/app/deep/four", "/srv/app/one", "/srv/app/touched", "/srv/app/untracked"];
         let at = format!("main at {first}");
-        assert_eq!(
-            two.facts(&paths),
-            [change("git", "/srv/app", Changed, &at, &format!("{at}; not as added: deep/four, one"))]
-        );
+        let dirty = |stands: &str| FactChange {
+            files_after: vec!["deep/four".into(), "one".into()],
+            ..change("git", "/srv/app", Changed, &at, &format!("{stands}; not as added: deep/four, one"))
+        };
+        assert_eq!(two.facts(&paths), [dirty(&at)]);
+        // What was so before is told where anything of the repository has changed.
+        two.write("a", "/srv/app/deep/four", "FOUR\n");
+        let found = facts(&two.view("a"), &two.view("b"), Some(&["/srv/app/one".into()]));
+        let before = format!("{at}; not as added: deep/four");
+        let both = FactChange { before: Some(before), files_before: vec!["deep/four".into()], ..dirty(&at) };
+        assert_eq!(found, [both]);
+        two.write("a", "/srv/app/deep/four", "deep/four\n");
         // Committed, on another branch.
         let there = two.below("b", "/srv/app");
         git(&there, &["checkout", "-q", "-b", "fix/it"]);
@@ -294,6 +303,31 @@ fn repositories_of_git() {
         let found = facts(&two.view("a"), &two.view("b"), Some(&["/srv/tree/.git".into()]));
         assert_eq!(found, [change("git", "/srv/tree", Added, "", &format!("detached at {first}"))]);
     }
+}
+
+#[test]
+fn a_repository_goes_where_its_directory_goes() {
+    let two = Two::new();
+    let work = two.below("a", "/srv/old/deep/app/.git").parent().expect("a parent").to_owned();
+    git(&work, &["init", "-q"]);
+    two.write("a", "/srv/old/deep/app/one", "one\n");
+    git(&work, &["add", "."]);
+    git(&work, &["commit", "-q", "-m", "first"]);
+    let first = git(&work, &["rev-parse", "HEAD"])[..12].to_owned();
+    let copied = Command::new("cp").arg("-a").arg(two.below("a", "/srv/old")).arg(two.below("b", "/srv/new")).status();
+    assert!(copied.expect("cp").success());
+    two.write("a", "/srv/old/deep/app/one", "ONE!\n");
+    two.write("b", "/srv/new/deep/app/one", "ONE!\n");
+    let stands = format!("main at {first}; not as added: one");
+    let old = format!("/srv/old/deep/app: {stands}");
+    let moved = FactChange {
+        files_before: vec!["one".into()],
+        files_after: vec!["one".into()],
+        ..change("git", "/srv/new/deep/app", ChangeKind::Renamed, &old, &stands)
+    };
+    // As a diff has them: what is below a directory that moved is told too.
+    let paths = ["/srv/old", "/srv/old/deep/app/.git/HEAD", "/srv/new", "/srv/new/deep/app/.git/HEAD"];
+    assert_eq!(two.facts(&paths), [moved]);
 }
 
 #[test]

@@ -6,19 +6,24 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use den_api::{ConflictView, EntryKind};
+use den_api::{ChangeKind, ConflictView, EntryKind, SkippedView};
 
 use super::lines::{self, Brought, NotMerged};
 use super::names;
 use super::three::{At, Compared, Parts, Side, Three, Xattrs, is_device, is_socket};
 use super::{Chosen, Source, Wins};
-use crate::HistoryError;
 use crate::changed::Identity;
+use crate::diff::{Budget, differing};
 use crate::error::shown;
+use crate::same::Place;
 use crate::view::{Meta, Stamp};
+use crate::{HistoryError, State};
 
 /// All merged contents together, in bytes.
 const MERGED_BYTES_MAX: usize = 256 << 20;
+
+/// Changes that do not come, of those that are told.
+const SKIPPED_MAX: usize = 1000;
 
 /// Among more new files of one size no renamed one is looked for by its bytes.
 const ALIKE_MAX: usize = 64;
@@ -53,14 +58,19 @@ pub(super) struct Made {
 pub(super) struct Merge<'a> {
     pub three: Three<'a>,
     pub chosen: Chosen,
+    /// What theirs was made as, where that is later than base.
+    made_as: Option<&'a State>,
     pub decided: BTreeMap<PathBuf, Merged>,
     pub conflicts: BTreeMap<PathBuf, ConflictView>,
+    /// What does not come.
+    pub skipped: Vec<SkippedView>,
     merged_bytes: usize,
 }
 
 impl<'a> Merge<'a> {
-    pub fn new(three: Three<'a>, chosen: Chosen) -> Self {
-        Self { three, chosen, decided: BTreeMap::new(), conflicts: BTreeMap::new(), merged_bytes: 0 }
+    pub fn new(three: Three<'a>, chosen: Chosen, made_as: Option<&'a State>) -> Self {
+        let (decided, conflicts) = (BTreeMap::new(), BTreeMap::new());
+        Self { three, chosen, made_as, decided, conflicts, skipped: Vec::new(), merged_bytes: 0 }
     }
 
     /// Writes a conflict down.
@@ -102,10 +112,37 @@ impl<'a> Merge<'a> {
         Ok(!theirs.is_some_and(|meta| is_socket(&meta)) || base.is_some_and(|meta| is_socket(&meta)))
     }
 
+    /// Says that what theirs did to a path does not come, where somebody may expect it to: what each computer has
+    /// of its own. What a fork was given anew when it was made is no change of anybody.
+    fn skip(&mut self, path: &Path) -> Result<(), HistoryError> {
+        if !self.chosen.takes(path) || !names::is_told(path) {
+            return Ok(());
+        }
+        let theirs = self.three.state(Side::Theirs);
+        let before = self.made_as.unwrap_or_else(|| self.three.state(Side::Base));
+        let kind = match (before.view.lstat(path)?, theirs.view.lstat(path)?) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) => ChangeKind::Added,
+            (Some(_), None) => ChangeKind::Removed,
+            (Some(old), Some(new)) => {
+                let (old, new) = (Place::of(&before.view, path, &old), Place::of(&theirs.view, path, &new));
+                match differing(old, new, &mut Budget::default())?.is_empty() {
+                    true => return Ok(()),
+                    false => ChangeKind::Changed,
+                }
+            }
+        };
+        if self.skipped.len() < SKIPPED_MAX && self.three.compare(Side::Ours, Side::Theirs, path)? != Compared::Same {
+            let message = "each computer has its own: what the fork did to it stays there".to_owned();
+            self.skipped.push(SkippedView { path: shown(path), kind, message });
+        }
+        Ok(())
+    }
+
     /// Decides one path that may differ between base and theirs.
     pub fn decide(&mut self, path: &Path) -> Result<(), HistoryError> {
         if !self.takes(path)? {
-            return Ok(());
+            return self.skip(path);
         }
         let came = self.three.compare(Side::Base, Side::Theirs, path)?;
         if came == Compared::Same {

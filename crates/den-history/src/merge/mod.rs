@@ -36,11 +36,12 @@ mod three;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use den_api::{ChangeCount, ConflictView, FileChange};
+use den_api::{ChangeCount, ConflictView, FileChange, SkippedView};
 use den_wire::agent::ApplyOp;
 
+use crate::changed::changed_and_volumes;
 use crate::view::checked;
-use crate::{HistoryError, State, changed_paths};
+use crate::{HistoryError, Phase, Progress, State};
 
 /// What of theirs comes, and who wins.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +53,8 @@ pub struct MergeOptions {
     pub ours: Vec<PathBuf>,
     /// Where both have changed one of these or something below it, theirs comes.
     pub theirs: Vec<PathBuf>,
+    /// Where it is told how far it is.
+    pub progress: Progress,
 }
 
 /// What a merge is.
@@ -65,6 +68,10 @@ pub struct Plan {
     pub files: Vec<FileChange>,
     /// How many paths.
     pub count: ChangeCount,
+    /// What theirs has changed and does not come, by path.
+    pub skipped: Vec<SkippedView>,
+    /// Places beside the tree that were written to in theirs: nothing of them comes.
+    pub volumes: Vec<String>,
 }
 
 /// One operation, and where the bytes of its file are.
@@ -119,15 +126,34 @@ pub fn plan(
     since: Option<u64>,
     options: &MergeOptions,
 ) -> Result<Plan, HistoryError> {
+    plan_of_fork(base, ours, theirs, None, since, options)
+}
+
+/// As [`plan`], where `theirs` is of a fork that was made as `made_as`: what was made anew for it then is no change.
+pub fn plan_of_fork(
+    base: &State,
+    ours: &State,
+    theirs: &State,
+    made_as: Option<&State>,
+    since: Option<u64>,
+    options: &MergeOptions,
+) -> Result<Plan, HistoryError> {
     let chosen = Chosen::of(options)?;
-    let candidates = changed_paths(base, theirs, since)?;
-    let mut merge = decide::Merge::new(three::Three::new(base, ours, theirs, since)?, chosen);
+    let progress = &options.progress;
+    progress.begin(Phase::Finding, 0);
+    let found = changed_and_volumes(base, theirs, since)?;
+    let candidates = found.paths;
+    let mut merge = decide::Merge::new(three::Three::new(base, ours, theirs, since)?, chosen, made_as);
+    progress.begin(Phase::Deciding, candidates.len());
     for path in &candidates {
+        progress.step();
         merge.decide(path)?;
     }
     merge.follow_renames(&candidates)?;
     merge.settle()?;
-    ops::plan(merge, &candidates)
+    let whole = options.paths.is_empty();
+    let volumes = if whole { found.volumes } else { Vec::new() };
+    Ok(Plan { volumes, ..ops::plan(merge, &candidates, progress)? })
 }
 
 /// Which of two wins.
@@ -185,6 +211,7 @@ mod tests {
             paths: vec!["/a/".into()],
             ours: vec!["/a".into(), "/a/b/c".into()],
             theirs: vec!["/a/b".into()],
+            ..MergeOptions::default()
         };
         let chosen = Chosen::of(&options).expect("options");
         let side = |path: &str| chosen.side(Path::new(path));

@@ -101,6 +101,25 @@ pub(super) fn is_own(path: &Path) -> bool {
     }
 }
 
+/// Of a computer's own: what nobody inside writes on purpose.
+const UNTOLD: [&str; 9] = [
+    "/etc/.pwd.lock",
+    "/etc/mtab",
+    "/var/lib/systemd/random-seed",
+    "/var/lib/urandom/random-seed",
+    "/var/lib/random-seed",
+    "/dev",
+    "/proc",
+    "/sys",
+    "/run",
+];
+
+/// Whether it is worth a word that a change of `path` is not merged.
+pub(super) fn is_told(path: &Path) -> bool {
+    let left_by_a_merge = path.as_os_str().as_bytes().starts_with(b"/.den-merge-");
+    is_own(path) && !left_by_a_merge && !UNTOLD.iter().any(|untold| path.starts_with(untold))
+}
+
 /// How two versions of the file at `path` are brought together.
 pub(super) fn how(path: &Path) -> How {
     let name = path.file_name().map_or(&b""[..], OsStrExt::as_bytes);
@@ -152,6 +171,8 @@ mod tests {
         for own in ["/etc/hostname", "/etc/ssh/ssh_host_ed25519_key.pub", "/run/x/y", "/.den-merge-7"] {
             assert!(is_own(Path::new(own)), "{own}");
         }
+        assert!(is_told(Path::new("/etc/hosts")) && is_told(Path::new("/etc/ssh/ssh_host_rsa_key")));
+        assert!(!is_told(Path::new("/run/x")) && !is_told(Path::new("/.den-merge-7")) && !is_told(Path::new("/srv")));
         for other in ["/etc/hostname.bak", "/etc/ssh/sshd_config", "/srv/etc/hostname", "/running", "/etc"] {
             assert!(!is_own(Path::new(other)), "{other}");
         }

@@ -22,17 +22,30 @@ use rustix::fs::FileType;
 use super::decide::{Made, Merge, Merged};
 use super::three::{Compared, Side, Xattrs};
 use super::{Op, Plan, Source};
-use crate::HistoryError;
 use crate::error::shown;
+use crate::same::spend;
+use crate::text::{TEXT_BYTES_MAX, is_text, line_counts};
 use crate::view::{Meta, Stamp, show};
+use crate::{HistoryError, Phase, Progress};
+
+/// Bytes of files that are read to count the lines that come and go.
+const COUNTED_BYTES_MAX: u64 = 128 << 20;
 
 /// Writes the plan.
-pub(super) fn plan(mut merge: Merge<'_>, candidates: &[PathBuf]) -> Result<Plan, HistoryError> {
+pub(super) fn plan(mut merge: Merge<'_>, candidates: &[PathBuf], progress: &Progress) -> Result<Plan, HistoryError> {
     let links = hard_links(&mut merge, candidates)?;
     let decided = std::mem::take(&mut merge.decided);
-    let mut writer =
-        Writer { merge, plan: Plan::default(), removals: Vec::new(), links: Vec::new(), dressed: BTreeMap::new() };
+    let mut writer = Writer {
+        merge,
+        plan: Plan::default(),
+        removals: Vec::new(),
+        links: Vec::new(),
+        dressed: BTreeMap::new(),
+        counted: COUNTED_BYTES_MAX,
+    };
+    progress.begin(Phase::Describing, decided.len());
     for (path, merged) in &decided {
+        progress.step();
         match merged {
             Merged::Absent => writer.remove(path)?,
             Merged::Made(made) => writer.make(path, made, links.get(path).map(PathBuf::as_path))?,
@@ -51,6 +64,8 @@ struct Writer<'a> {
     links: Vec<Op>,
     /// Attributes of what stays, by path.
     dressed: BTreeMap<PathBuf, (Expected, Dress)>,
+    /// Bytes that may still be read to count lines.
+    counted: u64,
 }
 
 impl Writer<'_> {
@@ -74,7 +89,39 @@ impl Writer<'_> {
         let Some(ours) = self.ours(path)? else { return Ok(()) };
         self.remove_op(path, &ours);
         self.plan.count.removed += 1;
-        self.plan.files.push(change(path, ChangeKind::Removed, Some(&ours), None));
+        let mut removed = change(path, ChangeKind::Removed, Some(&ours), None);
+        if ours.kind == EntryKind::File {
+            self.count_lines(&mut removed, Some((path, ours.size)), &Source::None, 0)?;
+        }
+        self.plan.files.push(removed);
+        Ok(())
+    }
+
+    /// Counts the lines that come to a file of ours and go from it, where both are text, as a diff does.
+    fn count_lines(
+        &mut self,
+        told: &mut FileChange,
+        before: Option<(&Path, u64)>,
+        source: &Source,
+        size: u64,
+    ) -> Result<(), HistoryError> {
+        let old_size = before.map_or(0, |(_, size)| size);
+        if old_size > TEXT_BYTES_MAX || size > TEXT_BYTES_MAX || !spend(&mut self.counted, old_size + size) {
+            return Ok(());
+        }
+        let three = &self.merge.three;
+        let read = |side, path: &Path| three.state(side).view.read_limited(path, TEXT_BYTES_MAX);
+        let old = before.map_or(Ok(Vec::new()), |(path, _)| read(Side::Ours, path))?;
+        let new = match source {
+            Source::None => Vec::new(),
+            Source::Bytes(bytes) => bytes.clone(),
+            Source::Ours(path) => read(Side::Ours, path)?,
+            Source::Theirs(path) => read(Side::Theirs, path)?,
+        };
+        if is_text(&old) && is_text(&new) {
+            let (added, removed) = line_counts(&old, &new);
+            (told.lines_added, told.lines_removed) = (Some(added), Some(removed));
+        }
         Ok(())
     }
 
@@ -215,7 +262,19 @@ impl Writer<'_> {
             _ => self.plan.count.changed += 1,
         }
         let from = made.from.as_deref().map(shown);
-        self.plan.files.push(FileChange { from, parts, ..change(path, kind, ours, Some(after)) });
+        let differs = kind != ChangeKind::Changed
+            || parts.iter().any(|part| matches!(part, ChangePart::Content | ChangePart::Kind));
+        let mut told = FileChange { from, parts, ..change(path, kind, ours, Some(after)) };
+        if made.like.kind == EntryKind::File && differs {
+            // One that moves is held against what it was where it was.
+            let at = made.from.as_deref().unwrap_or(path);
+            let before = self.ours(at)?.filter(|meta| meta.kind == EntryKind::File).map(|meta| (at, meta.size));
+            self.count_lines(&mut told, before, &made.source, size)?;
+            if told.kind == ChangeKind::Renamed && (told.lines_added, told.lines_removed) == (Some(0), Some(0)) {
+                (told.lines_added, told.lines_removed) = (None, None);
+            }
+        }
+        self.plan.files.push(told);
         Ok(())
     }
 
@@ -245,6 +304,7 @@ impl Writer<'_> {
         self.plan.files.retain(|file| file.kind != ChangeKind::Removed || !moved.contains(&file.path));
         self.plan.count.removed -= (all - self.plan.files.len()) as u64;
         self.plan.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.plan.skipped = std::mem::take(&mut self.merge.skipped);
         self.plan.conflicts = std::mem::take(&mut self.merge.conflicts).into_values().collect();
         Ok(self.plan)
     }

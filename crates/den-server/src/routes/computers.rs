@@ -8,7 +8,8 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use den_api::{ComputerView, CreateComputer, Page, StopComputer};
-use den_control::ListComputers;
+use den_control::{ListComputers, Removal};
+use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{App, who};
@@ -116,16 +117,31 @@ pub(crate) async fn get(State(app): State<App>, Path(c): Path<String>) -> Result
     Ok(Json(app.control.get(&c).await?))
 }
 
-/// Removes a computer with its disk and its steps, in whatever state it is.
+/// Whether a removal is for good.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct RemoveQuery {
+    /// `true`: for good, also out of the trash.
+    #[serde(default)]
+    now: bool,
+}
+
+/// Removes a computer, in whatever state it is. It lies in the trash for a while, where the house has one.
 #[utoipa::path(
     delete,
     path = "/v1/computers/{c}",
     tag = "computers",
-    params(("c" = String, Path, description = "Name, id or unique beginning of an id")),
+    params(("c" = String, Path, description = "Name, id or unique beginning of an id"), RemoveQuery),
     responses((status = 204, description = "It is gone"))
 )]
-pub(crate) async fn remove(State(app): State<App>, Path(c): Path<String>) -> Result<StatusCode, ApiError> {
-    app.control.remove(&c, &who()).await?;
+pub(crate) async fn remove(
+    State(app): State<App>,
+    Path(c): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Result<StatusCode, ApiError> {
+    let removal = if query.now { Removal::ForGood } else { Removal::IntoTrash };
+    app.control.remove(&c, removal, &who()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A state is named by `12` (after step 12; `0` is as it was made), a label, or `now`.
 
-use std::io;
+use std::{io, time::Duration};
 
 use axum::{
     Extension, Json,
@@ -11,13 +11,16 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use den_api::{
-    BlameView, DiffView, ForkRequest, ForkView, GrepList, MergeRequest, MergeView, MetaView, RestoreRequest,
-    RestoreView, SnapRequest, SnapshotList, SnapshotView, StateEntry, StateList, StepChanges,
+    BlameView, DiffView, ErrorBody, ExploreEvent, ExploreRequest, ExploreView, ForkRequest, ForkView, GrepList,
+    MergeRequest, MergeView, MetaView, ProgressView, RestoreRequest, RestoreView, SnapRequest, SnapshotList,
+    SnapshotView, StateEntry, StateList, StepChanges,
 };
-use den_control::{DiffRequest, GrepRequest, StateBytes};
-use futures_util::stream;
-use serde::Deserialize;
+use den_control::{DiffRequest, GrepRequest, Progress, StateBytes};
+use futures_util::{Stream, stream};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use utoipa::IntoParams;
 
 use super::{App, who};
@@ -25,6 +28,7 @@ use crate::{
     error::ApiError,
     extract::{Body, Path, Query, bad, computer_path},
     guard::RequestId,
+    output::{Form, kept_alive, nameless_event},
 };
 
 /// Keeps the state as it is now. With a label it is kept until it is removed.
@@ -328,13 +332,68 @@ pub(crate) struct DiffQuery {
     path = "/v1/diff",
     tag = "history",
     params(DiffQuery),
-    responses((status = 200, description = "The difference", body = DiffView))
+    responses((status = 200, description = "The difference, or events on the way to it", content(
+        (DiffView = "application/json"),
+        (ProgressView = "text/event-stream"),
+    )))
 )]
 pub(crate) async fn diff(
     State(app): State<App>,
+    Extension(RequestId(request)): Extension<RequestId>,
+    headers: HeaderMap,
     Query(query): Query<Vec<(String, String)>>,
-) -> Result<Json<DiffView>, ApiError> {
-    Ok(Json(app.control.diff(diff_request(query)?).await?))
+) -> Result<Response, ApiError> {
+    let diff = diff_request(query)?;
+    if Form::of(&headers) != Form::Events {
+        return Ok(Json(app.control.diff(diff).await?).into_response());
+    }
+    let progress = Progress::default();
+    let (control, told) = (app.control.clone(), progress.clone());
+    Ok(watched(async move { control.diff_watched(diff, &told).await }, progress, request))
+}
+
+/// How often it is looked whether there is something to tell.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// Events `progress` until `work` is done, and then `end` or `error`.
+fn watched<T, W>(work: W, progress: Progress, request_id: String) -> Response
+where
+    T: Serialize + Send + 'static,
+    W: Future<Output = Result<T, den_control::Error>> + Send + 'static,
+{
+    let state = Some((Box::pin(work), None));
+    let events = stream::unfold(state, move |state| {
+        let (progress, request_id) = (progress.clone(), request_id.clone());
+        async move {
+            let (mut work, told) = state?;
+            loop {
+                match timeout(PROGRESS_EVERY, &mut work).await {
+                    Ok(Ok(view)) => return Some((Ok(nameless_event("end", &view)), None)),
+                    Ok(Err(error)) => return Some((Ok(refused(error.into(), &request_id)), None)),
+                    Err(_) => {
+                        let now = progress.view();
+                        if told.as_ref() != Some(&now) {
+                            return Some((Ok(nameless_event("progress", &now)), Some((work, Some(now)))));
+                        }
+                    }
+                }
+            }
+        }
+    });
+    events_of(events)
+}
+
+/// The event of a refusal.
+fn refused(error: ApiError, request_id: &str) -> Bytes {
+    nameless_event("error", &ErrorBody { error: error.into_detail(request_id) })
+}
+
+fn events_of(events: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    (headers, HttpBody::from_stream(kept_alive(events))).into_response()
 }
 
 fn diff_request(query: Vec<(String, String)>) -> Result<DiffRequest, ApiError> {
@@ -364,14 +423,69 @@ fn diff_request(query: Vec<(String, String)>) -> Result<DiffRequest, ApiError> {
     tag = "history",
     params(("c" = String, Path, description = "Name, id or unique beginning of an id")),
     request_body = MergeRequest,
-    responses((status = 200, description = "What came, or what stands against it", body = MergeView))
+    responses((status = 200, description = "What came, or what stands against it; or events on the way to it", content(
+        (MergeView = "application/json"),
+        (ProgressView = "text/event-stream"),
+    )))
 )]
 pub(crate) async fn merge(
     State(app): State<App>,
+    Extension(RequestId(request)): Extension<RequestId>,
     Path(c): Path<String>,
+    headers: HeaderMap,
     Body(merge): Body<MergeRequest>,
-) -> Result<Json<MergeView>, ApiError> {
-    Ok(Json(app.control.merge(&c, merge, &who()).await?))
+) -> Result<Response, ApiError> {
+    if Form::of(&headers) != Form::Events {
+        return Ok(Json(app.control.merge(&c, merge, &who()).await?).into_response());
+    }
+    let progress = Progress::default();
+    let (control, told) = (app.control.clone(), progress.clone());
+    let work = async move { control.merge_watched(&c, merge, &who(), &told).await };
+    Ok(watched(work, progress, request))
+}
+
+/// Tries a command in several forks, scores them, and keeps or merges the best. As `text/event-stream` with an
+/// event for each ExploreEvent as it happens: `forked`, `ran`, `tried`, `merging`, and `end` or `error`. Whoever
+/// hangs up ends it, and no fork of it stays.
+#[utoipa::path(
+    post,
+    path = "/v1/computers/{c}/explore",
+    tag = "history",
+    params(("c" = String, Path, description = "Name, id or unique beginning of an id")),
+    request_body = ExploreRequest,
+    responses((status = 200, description = "What came of it, or the events on the way to it", content(
+        (ExploreView = "application/json"),
+        (ExploreEvent = "text/event-stream"),
+    )))
+)]
+pub(crate) async fn explore(
+    State(app): State<App>,
+    Extension(RequestId(request)): Extension<RequestId>,
+    Path(c): Path<String>,
+    headers: HeaderMap,
+    Body(explore): Body<ExploreRequest>,
+) -> Result<Response, ApiError> {
+    let mut exploration = app.control.explore(&c, explore, &who()).await?;
+    if Form::of(&headers) == Form::Events {
+        let events = stream::unfold((exploration, request), |(mut exploration, request)| async move {
+            let event = match exploration.next().await? {
+                Ok(ExploreEvent::Forked(forks)) => nameless_event("forked", &forks),
+                Ok(ExploreEvent::Ran(ran)) => nameless_event("ran", &ran),
+                Ok(ExploreEvent::Tried(fork)) => nameless_event("tried", &fork),
+                Ok(ExploreEvent::Merging(fork)) => nameless_event("merging", &fork),
+                Ok(ExploreEvent::End(view)) => nameless_event("end", &view),
+                Err(error) => refused(error.into(), &request),
+            };
+            Some((Ok(event), (exploration, request)))
+        });
+        return Ok(events_of(events));
+    }
+    while let Some(event) = exploration.next().await {
+        if let ExploreEvent::End(view) = event? {
+            return Ok(Json(view).into_response());
+        }
+    }
+    Err(ApiError::internal("an exploration ended without its end"))
 }
 
 /// Lists what a step changed.

@@ -23,18 +23,6 @@ pub(crate) async fn healthz() -> &'static str {
     "ok"
 }
 
-/// Says whether the daemon takes requests. Needs no token.
-#[utoipa::path(
-    get,
-    path = "/readyz",
-    tag = "service",
-    security(()),
-    responses((status = 200, description = "`ok`"), (status = 503, description = "It is ending"))
-)]
-pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str) {
-    if app.stop.is_cancelled() { (StatusCode::SERVICE_UNAVAILABLE, "ending") } else { (StatusCode::OK, "ok") }
-}
-
 /// Says who answers.
 #[utoipa::path(
     get,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use den_model::{Bytes, Computer, ComputerId, ComputerSpec, Cpus, Limits, State, Step, StepKind, Tier};
+use den_store::NewUndo;
 use uuid::Uuid;
 
 pub fn id(number: u128) -> ComputerId {
@@ -52,4 +53,8 @@ pub fn step(number: u64) -> Step {
         snapshot: None,
         changes: None,
     }
+}
+
+pub fn new_undo(what: &str, at: i64) -> NewUndo {
+    NewUndo { at, who: "cli".to_owned(), name: "web".to_owned(), what: what.to_owned(), takes_back: None }
 }

@@ -86,7 +86,7 @@ fn join(work: JoinHandle<Result<(), SysError>>) -> Result<(), SysError> {
 /// Changes something, which waits while a transaction stands.
 fn next_transaction(beside: BorrowedFd<'_>) -> Result<(), SysError> {
     let time = |nanoseconds: i64| Timespec { tv_sec: 0, tv_nsec: nanoseconds as _ };
-    let times = Timestamps { last_access: time(UTIME_OMIT as i64), last_modification: time(UTIME_NOW as i64) };
+    let times = Timestamps { last_access: time(UTIME_OMIT), last_modification: time(UTIME_NOW) };
     rustix::fs::futimens(beside, &times).map_err(SysError::rustix("futimens", "a directory beside a snapshot"))
 }
 

@@ -41,7 +41,7 @@ pub async fn step_unchanged(bench: &Bench) -> anyhow::Result<Measure> {
             at_once.push(millis(start));
         }
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     at_once.sort_by(f64::total_cmp);
     later.sort_by(f64::total_cmp);
     let (one, other) = (rank(&at_once, 0.5), rank(&later, 0.5));
@@ -66,7 +66,7 @@ pub async fn step_changed(bench: &Bench) -> anyhow::Result<Measure> {
     }
     let states = bench.client.snapshots(&view.name).await?.len();
     anyhow::ensure!(states > kept.len() / 2, "{} steps wrote, and {states} states are kept", kept.len());
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     passing.sort_by(f64::total_cmp);
     let other = rank(&passing, 0.5);
     let note =
@@ -87,7 +87,7 @@ pub async fn fork_20(bench: &Bench) -> anyhow::Result<Measure> {
             if run > 0 {
                 times.push(millis(start));
             }
-            bench.client.remove(&fork).await?;
+            bench.client.remove_now(&fork).await?;
         }
     }
     bench.remove(chain).await?;

@@ -20,7 +20,7 @@ pub async fn exec(bench: &Bench) -> anyhow::Result<Measure> {
             times.push(millis(start));
         }
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     Ok(Measure::new("exec", "ms", times, "`true` over the API, connection kept").goal("p50 ≤ 2", |m| m.p50 <= 2.0))
 }
 
@@ -37,7 +37,7 @@ pub async fn exec_cli(bench: &Bench) -> anyhow::Result<Measure> {
         }
         anyhow::ensure!(status.success(), "`den exec` ended with {status}");
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     Ok(Measure::new("exec_cli", "ms", times, "`den exec NAME -- true`, the whole process")
         .goal("p50 ≤ 12", |m| m.p50 <= 12.0))
 }

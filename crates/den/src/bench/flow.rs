@@ -17,7 +17,7 @@ pub async fn copy_in(bench: &Bench) -> anyhow::Result<Measure> {
         rates.push(copy(bench, &from, &format!("{}:/root/payload", view.name))?);
         bench.run(&view.name, &["rm", "/root/payload"]).await?;
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let note =
         format!("`den cp` of one file of {} MiB, the whole process; source in the page cache", bench.args.copy_mib);
     Ok(Measure::new("cp_in_mb_s", "MB/s", rates, note).goal("p50 ≥ 400", |m| m.p50 >= 400.0))
@@ -36,7 +36,7 @@ pub async fn copy_out(bench: &Bench) -> anyhow::Result<Measure> {
         rates.push(copy(bench, &inside, &to.to_string_lossy())?);
         fs_err::remove_file(&to)?;
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let note = format!("`den cp` of one file of {} MiB, the whole process", bench.args.copy_mib);
     Ok(Measure::new("cp_out_mb_s", "MB/s", rates, note).goal("p50 ≥ 400", |m| m.p50 >= 400.0))
 }
@@ -65,7 +65,7 @@ pub async fn output(bench: &Bench) -> anyhow::Result<Measure> {
         rates.push(got as f64 / start.elapsed().as_secs_f64() / 1e6);
         anyhow::ensure!(cut > 0 || got == wanted, "{got} of {wanted} bytes of output came");
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let mut note = format!("`head -c {wanted} /dev/zero`, recorded and read while it runs");
     if cut > 0 {
         note.push_str(&format!("; cut {cut} times: the reader was overtaken, cut bytes do not count"));

@@ -110,7 +110,7 @@ async fn snapshots(bench: &Bench, name: &str, mib: u32, writer: &str, runs: u32)
     if writer == LITTLE && mib < BIG_MIB {
         note.push_str(&copied(bench, &view.id.to_string()).await?);
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     Ok((Taken { times, frozen }, note))
 }
 
@@ -128,10 +128,10 @@ pub async fn fork(bench: &Bench) -> anyhow::Result<Measure> {
         if run > 0 {
             times.push(millis(start));
         }
-        bench.client.remove(fork).await?;
+        bench.client.remove_now(fork).await?;
     }
     let note = format!("fork, then `true` to its end{}", copied(bench, &view.id.to_string()).await?);
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     Ok(Measure::new("fork", "ms", times, note).goal("p50 ≤ 25", |m| m.p50 <= 25.0))
 }
 
@@ -154,7 +154,7 @@ pub async fn fork_100(bench: &Bench) -> anyhow::Result<Measure> {
         }
         bench.remove(names).await?;
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     disk.sort_by(f64::total_cmp);
     let each = if disk.is_empty() { "not counted here".to_owned() } else { format!("{:.0} KiB", rank(&disk, 0.5)) };
     let note = format!("one request for 100 until all run; disk each before it writes: {each}");
@@ -179,7 +179,7 @@ pub async fn restore(bench: &Bench) -> anyhow::Result<Measure> {
         }
         bench.run(&view.name, &["sh", "-c", "test \"$(cat /root/file)\" = before && ! test -e /root/more"]).await?;
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     Ok(Measure::new("restore", "ms", times, "API call, running before and after").goal("p50 ≤ 30", |m| m.p50 <= 30.0))
 }
 

@@ -32,7 +32,7 @@ pub async fn idle(bench: &Bench, count: u32) -> anyhow::Result<Measure> {
     let last = names.last().cloned().unwrap_or_default();
     bench.run(&last, &["true"]).await?;
     bench.remove(names).await?;
-    bench.client.remove(&first.name).await?;
+    bench.client.remove_now(&first.name).await?;
 
     let charged = charged as f64 / f64::from(1 << 20) / f64::from(count);
     let each = (after as f64 - before as f64) / 1024.0 / f64::from(count);

@@ -100,7 +100,7 @@ pub async fn download(bench: &Bench) -> anyhow::Result<Measure> {
             loopback.push(gbit(inside));
         }
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let (link, loopback) = (median(link), median(loopback));
     let share = median(through.clone()) / loopback;
     let note = format!(
@@ -127,7 +127,7 @@ pub async fn connects(bench: &Bench) -> anyhow::Result<Measure> {
         rates.push(done / seconds);
         failures += failed;
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let note = format!(
         "connect, a byte from the server, close; {PARALLEL} at a time for {CONNECTS_SECONDS} s, limits off, each \
          recorded; {failures} failed"
@@ -147,7 +147,7 @@ pub async fn latency(bench: &Bench) -> anyhow::Result<Measure> {
         added.extend(numbers(&out)?.into_iter().map(|time| time - direct));
         without.push(direct);
     }
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let note = format!(
         "a byte there and back, Python's in a computer through the gate, less {:.3} ms: the p50 of a program on the host \
          without it",
@@ -165,7 +165,7 @@ pub async fn beside_300(bench: &Bench) -> anyhow::Result<Measure> {
     tokio::time::sleep(PACE * 40).await;
     let beside = asked_inside(bench, &view, &upstream).await?;
     bench.remove(crowd).await?;
-    bench.client.remove(&view.name).await?;
+    bench.client.remove_now(&view.name).await?;
     let note =
         format!("a byte there and back: p50 {beside:.3} ms beside 300 idle ones with links, {alone:.3} ms without");
     Ok(Measure::new("net_300_ratio", "x", vec![beside / alone], note).goal("≤ 1.5", |m| m.p50 <= 1.5))

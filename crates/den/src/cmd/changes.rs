@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use den_api::{ChangeCount, ChangeKind, ChangePart, EntryKind, FactChange, FileChange, MetaView};
 
-use crate::show;
+use crate::{report::Trouble, show};
 
 /// Lines of text of one file that are shown before the rest is counted, where not all are asked for.
 const FILE_LINES_MAX: usize = 400;
@@ -86,6 +86,15 @@ impl Lines {
         }
         self.text
     }
+}
+
+/// Says which places beside the tree differ, once.
+pub fn volumes(volumes: &[String], verb: &str) -> Result<(), Trouble> {
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<String> = volumes.iter().map(|volume| show::clean(volume)).collect();
+    show::line(&format!("volumes differ, not {verb}: {}", all.join(", ")))
 }
 
 /// One path, on one line.
@@ -318,6 +327,8 @@ mod tests {
             kind,
             before: before.map(str::to_owned),
             after: after.map(str::to_owned),
+            files_before: Vec::new(),
+            files_after: Vec::new(),
         };
         let mut lines = Lines::new(0);
         let all = [

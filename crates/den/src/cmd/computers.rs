@@ -10,6 +10,7 @@ use super::{
     fork::parent_text,
     look::{self, ListArgs},
     net::NewNetArgs,
+    trash,
 };
 use crate::{
     find::Global,
@@ -52,6 +53,9 @@ pub struct NewArgs {
     /// Start the image's own command at every boot, as a step
     #[arg(long)]
     entrypoint: bool,
+    /// Sleep by itself when nobody uses it for so long: 10m, 2h:stop
+    #[arg(long, value_name = "DURATION")]
+    idle: Option<String>,
     #[command(flatten)]
     net: NewNetArgs,
 }
@@ -70,6 +74,9 @@ pub struct LsArgs {
     /// Print names alone
     #[arg(long, short)]
     quiet: bool,
+    /// Those that were removed and can come back
+    #[arg(long, conflicts_with_all = ["target", "state", "label"])]
+    trash: bool,
 }
 
 #[derive(Debug, Args)]
@@ -88,7 +95,8 @@ pub struct NamesArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example: den rm web db")]
+#[command(after_help = "Example: den rm web db  |  den rm --now web\n\
+                        They lie in the trash for a day, or as den serve --trash-for says: den undo web.")]
 pub struct RmArgs {
     /// Names or ids
     #[arg(required_unless_present = "all", value_name = "NAME")]
@@ -99,6 +107,9 @@ pub struct RmArgs {
     /// No error where there is none; running ones are removed with and without it
     #[arg(long, short)]
     force: bool,
+    /// For good, also out of the trash
+    #[arg(long, alias = "purge")]
+    now: bool,
 }
 
 #[derive(Debug, Args)]
@@ -134,6 +145,7 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
         labels: args.label.into_iter().collect(),
         entrypoint: args.entrypoint,
         net: args.net.request(),
+        idle: args.idle,
     };
     let client = global.client()?;
     // With a key, asking again after a lost answer gives the computer that was made, not a second.
@@ -155,6 +167,9 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
 
 /// Lists computers, or files of one.
 pub async fn ls(global: &Global, args: LsArgs) -> Outcome {
+    if args.trash {
+        return trash::list(global, args.quiet).await;
+    }
     if let Some(target) = &args.files.target {
         return look::list(global, target, &args.files).await;
     }
@@ -235,6 +250,13 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("env", pairs(&c.env)),
         ("labels", pairs(&c.labels)),
         ("entrypoint", if c.entrypoint { "started at boot".to_owned() } else { String::new() }),
+        (
+            "idle",
+            c.idle
+                .as_ref()
+                .map(|idle| if c.asleep { format!("{idle}, asleep") } else { idle.clone() })
+                .unwrap_or_default(),
+        ),
         ("created", format!("{} ago", show::age(c.created_at))),
         ("steps", c.last_step.to_string()),
         ("can", c.capabilities.join(" ")),
@@ -242,7 +264,7 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
 }
 
 /// Goes through names, goes on after a refusal, and says at the end that there was one.
-async fn each(names: &[String], act: impl AsyncFn(String) -> Result<(), Trouble>) -> Outcome {
+pub async fn each(names: &[String], act: impl AsyncFn(String) -> Result<(), Trouble>) -> Outcome {
     let mut refused = None;
     for name in names {
         if let Err(trouble) = act(name.clone()).await
@@ -263,8 +285,11 @@ pub async fn rm(global: &Global, args: RmArgs) -> Outcome {
     } else {
         args.names
     };
-    let forgiven = |error: &ClientError| (args.force || args.all) && error.code() == Some("computer_not_found");
-    each(&names, async |name| match client.remove(&name).await {
+    let forgiven = |error: &ClientError| {
+        (args.force || args.all) && matches!(error.code(), Some("computer_not_found" | "computer_trashed"))
+    };
+    let remove = async |name: &str| if args.now { client.remove_now(name).await } else { client.remove(name).await };
+    each(&names, async |name| match remove(&name).await {
         Err(error) if !forgiven(&error) => Err(error.into()),
         _ if global.json => show::json_line(&serde_json::json!({ "removed": name })),
         _ => Ok(()),

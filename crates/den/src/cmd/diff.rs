@@ -5,6 +5,7 @@ use den_api::DiffView;
 
 use super::{
     changes::{self, Lines},
+    progress::Line,
     state::StateArg,
 };
 use crate::{find::Global, report::Outcome, report::Trouble, show};
@@ -61,7 +62,14 @@ pub async fn run(global: &Global, args: DiffArgs) -> Outcome {
         (None, ..) => Some(SHOWN),
     };
     let b = b.map(|b| b.text());
-    let view = client.diff(&a.text(), b.as_deref(), &args.path, args.text, limit).await?;
+    let view = match Line::is_wanted() {
+        true => {
+            let mut line = Line::new();
+            let told = |progress| line.tell(&progress);
+            client.diff_watched(&a.text(), b.as_deref(), &args.path, args.text, limit, told).await?
+        }
+        false => client.diff(&a.text(), b.as_deref(), &args.path, args.text, limit).await?,
+    };
     if global.json {
         show::json(&view)?;
         return Ok(0);
@@ -73,7 +81,8 @@ pub async fn run(global: &Global, args: DiffArgs) -> Outcome {
 fn shown(args: &DiffArgs, view: &DiffView) -> Result<(), Trouble> {
     let total = changes::total(&view.count);
     if total == 0 && view.facts.is_empty() {
-        return show::line(&format!("no difference between {} and {}", view.a, view.b));
+        show::line(&format!("no difference between {} and {}", view.a, view.b))?;
+        return changes::volumes(&view.volumes, "compared");
     }
     let mut lines = Lines::new(args.lines.unwrap_or(if args.text { SHOWN_TEXT } else { SHOWN }));
     let missing = total.saturating_sub(view.files.len() as u64);
@@ -82,7 +91,8 @@ fn shown(args: &DiffArgs, view: &DiffView) -> Result<(), Trouble> {
     }
     if args.stat {
         changes::stat(&view.files, &view.facts, &mut lines);
-        return show::print(&lines.finish(missing, "--path P, or --json"));
+        show::print(&lines.finish(missing, "--path P, or --json"))?;
+        return changes::volumes(&view.volumes, "compared");
     }
     if !args.files {
         changes::facts(&view.facts, &mut lines);
@@ -97,5 +107,6 @@ fn shown(args: &DiffArgs, view: &DiffView) -> Result<(), Trouble> {
             lines.push_all(text, "");
         }
     }
-    show::print(&lines.finish(missing, "-n 0, --path P, or --json"))
+    show::print(&lines.finish(missing, "-n 0, --path P, or --json"))?;
+    if args.files { Ok(()) } else { changes::volumes(&view.volumes, "compared") }
 }

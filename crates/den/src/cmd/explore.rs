@@ -1,26 +1,16 @@
 //! `explore`: one command in several forks of a computer, scored; the best is kept or merged.
 //!
-//! ```text
-//! fork × n ─► run CMD in each, DEN_FORK=i ─► score CMD in each ─► table ─► keep · merge ─► remove the rest
-//!     └────────── Ctrl-C, a failure: all forks are removed, also those on their way ──────────┘
-//! ```
-//!
-//! Invariants:
-//! - Every fork carries the label `den.explore` with this run's id from its first moment, so that
-//!   what is to be removed is asked of the daemon and not remembered.
-//! - A fork request that is under way is waited for before that is asked.
+//! The daemon does it and tells what happens; hanging up ends it, and it removes the forks. So Ctrl-C hangs up, and
+//! waits until they are gone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use clap::{Args, ValueEnum};
-use den_api::{
-    ChangeCount, Client, ClientError, ExecRequest, ExecResult, ForkRequest, ForkView, MergeRequest, MergeView,
-    StepView, client::ComputerFilter,
-};
+use den_api::{Client, ExploreEvent, ExploreKeep, ExploreRequest, ExploreScore, ExploreView, client::ComputerFilter};
 use den_model::parse_duration;
-use futures_util::{StreamExt as _, stream};
-use serde::Serialize;
-use tokio::task::JoinHandle;
 
 use super::{changes, merge, state::StateArg, stream::Signals};
 use crate::{
@@ -29,18 +19,10 @@ use crate::{
     show,
 };
 
-/// The label that a run's forks carry.
-const LABEL: &str = "den.explore";
-/// How many forks when nobody says.
-const FORKS: u32 = 4;
-/// How long a fork request is waited for before what it made is removed.
-const FORK_MAX: Duration = Duration::from_secs(60);
-/// How often what is left is asked for before it is given up.
-const REMOVE_ATTEMPTS: u32 = 3;
-/// Forks that are removed at the same time.
-const REMOVE_PARALLEL: usize = 16;
-/// How much of a name goes into the names of its forks, in characters: a label holds 63.
-const NAME_CHARS: usize = 48;
+/// How long it is waited for that the forks of an exploration that was ended are gone.
+const GONE_WAIT: Duration = Duration::from_secs(60);
+/// How often it is looked.
+const GONE_LOOK: Duration = Duration::from_millis(20);
 /// How much of a line of output is shown, in characters.
 const LINE_CHARS: usize = 60;
 /// 128 and the signal's number, as a shell shows it.
@@ -95,284 +77,126 @@ enum Keep {
     None,
 }
 
-/// What the forks are judged by. The worst first, so that the greatest is the best.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Score {
-    /// The command failed; a higher code is no better or worse than a lower one, but orders them.
-    Failed {
-        /// The code that a shell would show.
-        exit_code: i32,
-    },
-    /// It succeeded and said no number.
-    Done {
-        /// 0.
-        exit_code: i32,
-    },
-    /// It succeeded and said a number.
-    Number(f64),
-}
-
-impl Score {
-    fn of(result: &ExecResult) -> Self {
-        let exit_code = result.step.end.as_ref().map_or(-1, |end| end.exit_code);
-        let last = result.stdout.lines().rev().map(str::trim).find(|line| !line.is_empty());
-        let number = last.and_then(|line| line.parse::<f64>().ok()).filter(|number| number.is_finite());
-        match (exit_code, number) {
-            (0, Some(number)) => Self::Number(number),
-            (0, None) => Self::Done { exit_code },
-            _ => Self::Failed { exit_code },
+impl From<Keep> for ExploreKeep {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::Best => Self::Best,
+            Keep::All => Self::All,
+            Keep::None => Self::None,
         }
     }
-
-    /// Whether it is better than another.
-    fn beats(self, other: Self, lowest: bool) -> bool {
-        match (self, other) {
-            (Self::Number(a), Self::Number(b)) => {
-                if lowest {
-                    a < b
-                } else {
-                    a > b
-                }
-            }
-            (Self::Failed { exit_code: a }, Self::Failed { exit_code: b }) => a < b,
-            (a, b) => a.class() > b.class(),
-        }
-    }
-
-    fn class(self) -> u8 {
-        match self {
-            Self::Failed { .. } => 0,
-            Self::Done { .. } => 1,
-            Self::Number(_) => 2,
-        }
-    }
-
-    fn shown(self) -> String {
-        match self {
-            Self::Failed { exit_code } => format!("exit {exit_code}"),
-            Self::Done { .. } => "exit 0".to_owned(),
-            Self::Number(number) => number.to_string(),
-        }
-    }
-}
-
-/// One fork and what came of it.
-#[derive(Debug, Serialize)]
-struct Tried {
-    /// Its name.
-    name: String,
-    /// What it found in DEN_FORK.
-    fork: u32,
-    /// What it is judged by.
-    score: Score,
-    /// How its command ended.
-    run: StepView,
-    /// The last line that its command printed.
-    last_line: String,
-    /// How many paths the command changed, where that is known already.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    changes: Option<ChangeCount>,
-    /// Whether it is still there.
-    kept: bool,
-}
-
-/// The one JSON value.
-#[derive(Debug, Serialize)]
-struct Explored {
-    /// The label of the forks.
-    label: String,
-    /// The best first.
-    forks: Vec<Tried>,
-    /// The best one, if any succeeded.
-    best: Option<String>,
-    /// What the merge did.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    merge: Option<MergeView>,
 }
 
 /// Tries.
 pub async fn run(global: &Global, args: ExploreArgs) -> Outcome {
     let from = StateArg::parse(&args.from)?;
     let client = global.client()?;
-    let parent = client.computer(&from.name).await?;
-    let id = run_id();
-    let label = format!("{LABEL}={id}");
     let mut signals = Signals::listen().map_err(|error| Trouble::io("cannot listen for signals", &error))?;
-    let stem: String = parent.name.chars().take(NAME_CHARS).collect();
-    let stem = format!("{}-{id}", stem.trim_end_matches('-'));
-    let count = args.count.unwrap_or(FORKS);
-    let request = ForkRequest {
+    let request = ExploreRequest {
         state: from.state.clone(),
-        // One alone would be called by the stem.
-        name: Some(if count == 1 { format!("{stem}-1") } else { stem }),
-        count: Some(count),
-        labels: BTreeMap::from([(LABEL.to_owned(), id)]),
-        env: BTreeMap::new(),
+        count: args.count,
+        run: args.run.clone(),
+        score: args.score.clone(),
+        lowest: args.lowest,
+        keep: args.keep.map(ExploreKeep::from),
+        merge: args.merge,
+        user: args.user.clone(),
+        cwd: args.cwd.clone(),
+        timeout_ms: args.timeout.map(|timeout| timeout.as_millis() as u64),
     };
-    let mut forking = tokio::spawn({
-        let (client, name) = (client.clone(), parent.id.to_string());
-        async move { client.fork(&name, &request).await }
-    });
-    let explored = tokio::select! {
-        biased;
-        signal = signals.next() => Err(Trouble::quiet(SIGNALED + signal)),
-        explored = explore(&client, &args, &parent.name, &mut forking) => explored,
-    };
-    if !forking.is_finished() {
-        // Its forks must be there before they can be found.
-        let _ = tokio::time::timeout(FORK_MAX, &mut forking).await;
-    }
-    let kept = |explored: &Explored| -> Vec<String> {
-        explored.forks.iter().filter(|tried| tried.kept).map(|tried| tried.name.clone()).collect()
-    };
-    let removed = remove_all_but(&client, &label, &explored.as_ref().map(kept).unwrap_or_default()).await;
-    let explored = match (explored, removed) {
-        (Ok(explored), Ok(_)) => explored,
-        (Err(trouble), Ok(_)) => return Err(trouble),
-        (Ok(_), Err(trouble)) => return Err(trouble),
-        (Err(first), Err(second)) => {
-            first.report();
-            return Err(second);
-        }
+    let explored = match explore(&client, &from.name, &request, &mut signals).await? {
+        Ok(explored) => explored,
+        Err(signal) => return Err(Trouble::quiet(SIGNALED + signal)),
     };
     if global.json {
         let none = explored.best.is_none();
         let met = explored.merge.as_ref().is_some_and(|merge| !merge.conflicts.is_empty());
-        show::json(&Explored { label, ..explored })?;
+        show::json(&explored)?;
         return Ok(if met || none { FAILED } else { 0 });
     }
-    shown(&args, &parent.name, &explored)
+    let parent = client.computer(&from.name).await?.name;
+    shown(&args, &parent, &explored)
 }
 
-/// Short, and another one in the next microsecond: what is left of the time in base 36.
-fn run_id() -> String {
-    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut number = (show::now_micros() as u64) ^ (u64::from(std::process::id()) << 24);
-    let mut text = String::from("x");
-    for _ in 0..7 {
-        text.push(char::from(DIGITS[(number % 36) as usize]));
-        number /= 36;
-    }
-    text
-}
-
-/// All of it but the removal.
+/// Follows it to its end. A signal ends it: its number, once all forks are gone. Those that are on their way are
+/// waited for: then they can be seen to go.
 async fn explore(
     client: &Client,
-    args: &ExploreArgs,
-    parent: &str,
-    forking: &mut JoinHandle<Result<ForkView, ClientError>>,
-) -> Result<Explored, Trouble> {
-    let forks = forking.await.map_err(Trouble::new)??;
-    let count = forks.items.len();
-    let mut numbered: Vec<(u32, String)> = (1..).zip(forks.items.into_iter().map(|fork| fork.name)).collect();
-    // Names end in the number, whatever the order of the answer.
-    for (number, name) in &mut numbered {
-        if let Some(said) = name.rsplit('-').next().and_then(|end| end.parse().ok()) {
-            *number = said;
+    name: &str,
+    request: &ExploreRequest,
+    signals: &mut Signals,
+) -> Result<Result<ExploreView, u8>, Trouble> {
+    let mut ended = None;
+    let mut exploring = {
+        let mut starting = std::pin::pin!(client.explore(name, request));
+        loop {
+            tokio::select! {
+                biased;
+                signal = signals.next(), if ended.is_none() => ended = Some(signal),
+                exploring = &mut starting => break exploring?,
+            }
         }
-    }
-    let tries = stream::iter(numbered).map(|(fork, name)| one(client, args, fork, name)).buffer_unordered(count.max(1));
-    let tried: Vec<Result<Tried, Trouble>> = tries.collect().await;
-    let mut tried = tried.into_iter().collect::<Result<Vec<_>, _>>()?;
-    tried.sort_by(|a, b| {
-        let better = |x: &Tried, y: &Tried| x.score.beats(y.score, args.lowest);
-        better(b, a).cmp(&better(a, b)).then(a.fork.cmp(&b.fork))
-    });
-    let best = tried.first().filter(|best| !matches!(best.score, Score::Failed { .. })).map(|best| best.name.clone());
-    let merge = match &best {
-        Some(best) if args.merge => {
-            let request = MergeRequest { from: best.clone(), ..MergeRequest::default() };
-            Some(client.merge(parent, &request).await?)
+    };
+    let watched = std::io::stderr().is_terminal();
+    let (mut all, mut done, mut label) = (0, 0, None::<String>);
+    loop {
+        if let (Some(signal), Some(label)) = (ended, &label) {
+            // To hang up is to end it.
+            drop(exploring);
+            gone(client, label).await?;
+            return Ok(Err(signal));
         }
-        _ => None,
-    };
-    let conflicts = merge.as_ref().is_some_and(|merge| !merge.conflicts.is_empty());
-    let keep = args.keep.unwrap_or(if args.merge { Keep::None } else { Keep::Best });
-    for tried in &mut tried {
-        let is_best = best.as_ref() == Some(&tried.name);
-        tried.kept = match keep {
-            Keep::All => true,
-            Keep::Best => is_best,
-            // What could not be merged would be lost.
-            Keep::None => is_best && conflicts,
-        };
-    }
-    Ok(Explored { label: String::new(), forks: tried, best, merge })
-}
-
-/// Runs and scores in one fork.
-async fn one(client: &Client, args: &ExploreArgs, fork: u32, name: String) -> Result<Tried, Trouble> {
-    let within = |error: ClientError| Trouble::from(error).within(format_args!("`{name}`"));
-    let request = |script: &str| ExecRequest {
-        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        env: [("DEN_FORK".to_owned(), fork.to_string())].into(),
-        user: args.user.clone(),
-        cwd: args.cwd.clone(),
-        timeout_ms: args.timeout.map(|timeout| timeout.as_millis() as u64),
-        ..ExecRequest::default()
-    };
-    let ran = client.exec(&name, &request(&args.run)).await.map_err(within)?;
-    let scored = match &args.score {
-        Some(script) => Some(client.exec(&name, &request(script)).await.map_err(within)?),
-        None => None,
-    };
-    let score = match &scored {
-        Some(scored) => Score::of(scored),
-        // Without a judge of its own a number is only output.
-        None => match ran.step.end.as_ref().map_or(-1, |end| end.exit_code) {
-            0 => Score::Done { exit_code: 0 },
-            exit_code => Score::Failed { exit_code },
-        },
-    };
-    let said = scored.as_ref().filter(|scored| matches!(Score::of(scored), Score::Failed { .. })).unwrap_or(&ran);
-    let text = if said.stdout.trim().is_empty() { &said.stderr } else { &said.stdout };
-    let last_line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
-    let changes = client.step(&name, ran.step.number).await.map_err(within)?.changes;
-    Ok(Tried { name, fork, score, run: ran.step, last_line, changes, kept: false })
-}
-
-/// Removes the forks of a run but those in `kept`; how many they were.
-async fn remove_all_but(client: &Client, label: &str, kept: &[String]) -> Result<usize, Trouble> {
-    let filter = ComputerFilter { labels: vec![label.to_owned()], ..ComputerFilter::default() };
-    let mut removed = 0;
-    let mut last: Option<ClientError> = None;
-    for _ in 0..REMOVE_ATTEMPTS {
-        let left = match client.all_computers(&filter).await {
-            Ok(left) => left,
-            Err(error) => {
-                last = Some(error);
+        let event = tokio::select! {
+            biased;
+            signal = signals.next(), if ended.is_none() => {
+                ended = Some(signal);
                 continue;
             }
+            event = exploring.next() => event?,
         };
-        let left: Vec<String> = left.into_iter().map(|fork| fork.name).filter(|name| !kept.contains(name)).collect();
-        if left.is_empty() {
-            return Ok(removed);
-        }
-        let outcomes: Vec<Result<(), ClientError>> = stream::iter(left)
-            .map(|name| async move { client.remove(&name).await })
-            .buffer_unordered(REMOVE_PARALLEL)
-            .collect()
-            .await;
-        for outcome in outcomes {
-            match outcome {
-                Ok(()) => removed += 1,
-                Err(error) if error.code() == Some("computer_not_found") => {}
-                Err(error) => last = Some(error),
+        let told = match event {
+            None => return Err(Trouble::new("the daemon ended it").hint("its forks are removed; try again")),
+            Some(ExploreEvent::Forked(forks)) => {
+                all = forks.names.len();
+                label = Some(forks.label);
+                format!("{all} forks run")
             }
-        }
-    }
-    match last {
-        None => Ok(removed),
-        Some(error) => {
-            let text = format!("the forks of this run could not all be removed: {}", crate::report::chain(&error));
-            Err(Trouble::new(text).hint(format_args!("which there are: den ls --label {label}")))
+            Some(ExploreEvent::Ran(ran)) => format!("{}: exit {}, now its score", ran.name, ran.exit_code),
+            Some(ExploreEvent::Tried(fork)) => {
+                done += 1;
+                format!("{done} of {all}: {} {}", fork.name, score(fork.score))
+            }
+            Some(ExploreEvent::Merging(fork)) => format!("{} is merged", fork.name),
+            Some(ExploreEvent::End(view)) => return Ok(Ok(*view)),
+        };
+        if watched {
+            eprintln!("{}", show::clean(&told));
         }
     }
 }
 
-fn shown(args: &ExploreArgs, parent: &str, explored: &Explored) -> Outcome {
+/// Waits until the forks are gone.
+async fn gone(client: &Client, label: &str) -> Result<(), Trouble> {
+    let filter = ComputerFilter { labels: vec![label.to_owned()], ..ComputerFilter::default() };
+    let since = Instant::now();
+    while !client.all_computers(&filter).await?.is_empty() {
+        if since.elapsed() > GONE_WAIT {
+            let text = "the forks of this run are not all removed yet";
+            return Err(Trouble::new(text).hint(format_args!("which there are: den ls --label {label}")));
+        }
+        tokio::time::sleep(GONE_LOOK).await;
+    }
+    Ok(())
+}
+
+fn score(score: ExploreScore) -> String {
+    match score {
+        ExploreScore::Exit { exit_code } => format!("exit {exit_code}"),
+        ExploreScore::Number(number) => number.to_string(),
+    }
+}
+
+fn shown(args: &ExploreArgs, parent: &str, explored: &ExploreView) -> Outcome {
     let rows = explored.forks.iter().map(|tried| {
         let end = tried.run.end.as_ref().map_or_else(|| "-".to_owned(), |end| end.exit_code.to_string());
         let took = tried.run.ended_at.map_or_else(|| "-".to_owned(), |at| show::took(at - tried.run.started_at));
@@ -380,7 +204,7 @@ fn shown(args: &ExploreArgs, parent: &str, explored: &Explored) -> Outcome {
         [
             tried.name.clone(),
             tried.fork.to_string(),
-            tried.score.shown(),
+            score(tried.score),
             end,
             took,
             tried.changes.as_ref().map_or_else(|| "-".to_owned(), changes::count),
@@ -409,19 +233,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_is_the_highest_number_then_who_succeeded() {
-        let (failed, done) = (Score::Failed { exit_code: 1 }, Score::Done { exit_code: 0 });
-        assert!(Score::Number(2.0).beats(Score::Number(1.0), false));
-        assert!(Score::Number(1.0).beats(Score::Number(2.0), true));
-        assert!(Score::Number(-5.0).beats(done, false) && done.beats(failed, false));
-        assert!(failed.beats(Score::Failed { exit_code: 2 }, false));
-        assert!(!done.beats(done, false));
-        assert_eq!([Score::Number(0.5).shown(), failed.shown()], ["0.5", "exit 1"]);
-    }
-
-    #[test]
-    fn an_id_is_part_of_a_name() {
-        let id = run_id();
-        assert!(id.len() == 8 && id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()), "{id}");
+    fn a_score_is_a_number_or_how_it_ended() {
+        assert_eq!(score(ExploreScore::Number(0.5)), "0.5");
+        assert_eq!(score(ExploreScore::Exit { exit_code: 3 }), "exit 3");
     }
 }

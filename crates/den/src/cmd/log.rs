@@ -18,6 +18,12 @@ use crate::{
 const SHOWN: u32 = 50;
 /// The most that one request asks for.
 const PAGE: u32 = 1000;
+/// Steps that are read for as many lines, where many starts of a service are one line.
+const READ_MAX: usize = 2000;
+/// So many starts of a service with nothing else between them are one line.
+const FOLDED_FROM: usize = 3;
+/// The least width of the column that says who asked.
+const WHO_CHARS: usize = 6;
 /// Between two looks for new steps.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// How much of a command is shown in a line, in characters.
@@ -133,7 +139,8 @@ async fn files(global: &Global, client: &Client, name: &str, step: u64) -> Outco
 async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
     let filter = StepFilter { grep: args.grep.clone(), path: args.path.clone(), ..StepFilter::default() };
     let filtered = filter != StepFilter::default();
-    let steps = latest(client, &args.name, &filter, args.lines.unwrap_or(SHOWN)).await?;
+    let fold = !args.follow && !global.json;
+    let steps = latest(client, &args.name, &filter, args.lines.unwrap_or(SHOWN), fold).await?;
     let mut last = steps.last().map_or(0, |step| step.number);
     if args.follow {
         let mut open = BTreeMap::new();
@@ -162,7 +169,8 @@ async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
     } else if steps.is_empty() {
         show::line(if filtered { "no such steps" } else { "no steps yet" })?;
     } else {
-        show::print(&steps.iter().map(line).collect::<String>())?;
+        let width = steps.iter().map(|step| step.who.len()).max().unwrap_or(0);
+        show::print(&folded(&steps).iter().map(|folded| folded.line(width)).collect::<String>())?;
         if !filtered && steps[0].number > 1 && args.lines.is_none() {
             eprintln!("hint: the {} steps before with -n 0", steps[0].number - 1);
         } else if filtered && args.lines.is_none() && steps.len() >= SHOWN as usize {
@@ -172,16 +180,72 @@ async fn steps(global: &Global, client: &Client, args: &LogArgs) -> Outcome {
     Ok(0)
 }
 
-/// The latest `count` steps that the filter lets through, the oldest of them first; 0 is all.
-async fn latest(client: &Client, name: &str, filter: &StepFilter, count: u32) -> Result<Vec<StepView>, Trouble> {
+/// A step, or several starts of one service with nothing but services between them.
+struct Folded<'a> {
+    /// The newest.
+    step: &'a StepView,
+    /// The oldest, and how many.
+    first: u64,
+    count: usize,
+}
+
+impl Folded<'_> {
+    fn line(&self, who: usize) -> String {
+        let command = show::command(&self.step.argv, COMMAND_CHARS);
+        match self.count {
+            1 => line(self.step, who, &command),
+            count => line(self.step, who, &format!("{count} starts since step {}: {command}", self.first)),
+        }
+    }
+}
+
+/// The lines of a list of steps, in the order of its numbers.
+fn folded(steps: &[StepView]) -> Vec<Folded<'_>> {
+    let ended = |step: &StepView| step.kind == "service" && step.end.is_some();
+    let mut lines: Vec<Folded<'_>> = Vec::new();
+    for run in steps.chunk_by(|one, other| ended(one) && ended(other)) {
+        let begin = lines.len();
+        for step in run {
+            let same = |folded: &Folded<'_>| folded.step.who == step.who;
+            let starts = run.iter().filter(|other| other.who == step.who).count();
+            match lines[begin..].iter_mut().find(|folded| starts >= FOLDED_FROM && same(folded)) {
+                Some(folded) => {
+                    folded.first = folded.first.min(step.number);
+                    folded.count += 1;
+                    if step.number > folded.step.number {
+                        folded.step = step;
+                    }
+                }
+                None => lines.push(Folded { step, first: step.number, count: 1 }),
+            }
+        }
+        lines[begin..].sort_by_key(|folded| folded.step.number);
+    }
+    lines
+}
+
+/// The latest `count` steps that the filter lets through, or with `fold` as many as make so many lines, the
+/// oldest of them first; 0 is all.
+async fn latest(
+    client: &Client,
+    name: &str,
+    filter: &StepFilter,
+    count: u32,
+    fold: bool,
+) -> Result<Vec<StepView>, Trouble> {
     let mut steps: Vec<StepView> = Vec::new();
     let mut filter = StepFilter { newest_first: true, ..filter.clone() };
     loop {
-        filter.limit = Some(if count == 0 { PAGE } else { PAGE.min(count - steps.len() as u32) });
+        let lines = if fold && count > 0 { folded(&steps).len() } else { steps.len() };
+        filter.limit = Some(if count == 0 { PAGE } else { PAGE.min(count - lines as u32) });
         let page = client.steps_matching(name, &filter).await?;
         steps.extend(page.items);
         match page.next {
-            Some(next) if count == 0 || (steps.len() as u32) < count => filter.after = Some(next),
+            Some(next) if count == 0 => filter.after = Some(next),
+            Some(next) if fold && steps.len() < READ_MAX && folded(&steps).len() < count as usize => {
+                filter.after = Some(next);
+            }
+            Some(next) if !fold && steps.len() < count as usize => filter.after = Some(next),
             _ => break,
         }
     }
@@ -199,11 +263,15 @@ fn shown(global: &Global, step: StepView, open: &mut BTreeMap<u64, ()>) -> Resul
 }
 
 fn print_step(global: &Global, step: &StepView) -> Result<(), Trouble> {
-    if global.json { show::json_line(step) } else { show::print(&line(step)) }
+    if global.json {
+        show::json_line(step)
+    } else {
+        show::print(&line(step, 0, &show::command(&step.argv, COMMAND_CHARS)))
+    }
 }
 
 /// Number, age, who, exit, time, output, files changed, snapshot, command.
-fn line(step: &StepView) -> String {
+fn line(step: &StepView, who: usize, command: &str) -> String {
     let exit = match &step.end {
         None => "runs".to_owned(),
         Some(end) => match end.how.as_str() {
@@ -218,7 +286,7 @@ fn line(step: &StepView) -> String {
     let changed = step.changes.as_ref().map_or_else(|| "-".to_owned(), changes::count);
     let snapshot = step.snapshot.map_or_else(|| "-".to_owned(), |number| format!(".{number}"));
     format!(
-        "{:<5} {:>5}  {:<6}  {:<9}  {:>7}  {:>8}  {:<11}  {:<4}  {}\n",
+        "{:<5} {:>5}  {:<width$}  {:<9}  {:>7}  {:>8}  {:<11}  {:<4}  {}\n",
         step.number,
         show::age(step.started_at),
         step.who,
@@ -227,6 +295,7 @@ fn line(step: &StepView) -> String {
         show::size(step.output_bytes),
         changed,
         snapshot,
-        show::command(&step.argv, COMMAND_CHARS),
+        command,
+        width = who.max(WHO_CHARS),
     )
 }

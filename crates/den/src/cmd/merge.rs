@@ -6,6 +6,7 @@ use den_api::{ConflictView, MergeRequest, MergeView, MetaView};
 use super::{
     changes::{self, Lines},
     fork::parent_of,
+    progress::Line,
     snap::state_of,
     state::StateArg,
 };
@@ -17,6 +18,8 @@ use crate::{
 
 /// How many lines are shown when nobody says.
 const SHOWN: u32 = 200;
+/// How many lines say what is not merged.
+const SKIPPED_SHOWN: u32 = 20;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example: den merge try --dry-run  |  den merge try --theirs /etc/app.conf\n\
@@ -60,7 +63,14 @@ pub async fn run(global: &Global, args: MergeArgs) -> Outcome {
         ours: args.ours,
         theirs: args.theirs,
     };
-    let view = client.merge(&into, &request).await.map_err(|error| {
+    let merged = match Line::is_wanted() {
+        true => {
+            let mut line = Line::new();
+            client.merge_watched(&into, &request, |progress| line.tell(&progress)).await
+        }
+        false => client.merge(&into, &request).await,
+    };
+    let view = merged.map_err(|error| {
         let gone = args.into.is_none() && error.code() == Some("computer_not_found");
         let trouble = Trouble::from(error);
         if gone { trouble.hint("its parent is gone: name the target with --into NAME") } else { trouble }
@@ -93,6 +103,7 @@ pub fn shown(from: &str, into: &str, dry_run: bool, most: u32, view: &MergeView)
     let count = changes::count(&view.count);
     if changes::total(&view.count) == 0 {
         show::line(&format!("nothing to merge: `{into}` has all that `{from}` changed since {}", view.base))?;
+        left(view)?;
         return Ok(0);
     }
     let step = view.step.map_or_else(String::new, |step| format!(", step {step}"));
@@ -101,10 +112,21 @@ pub fn shown(from: &str, into: &str, dry_run: bool, most: u32, view: &MergeView)
     view.files.iter().for_each(|change| lines.push(&changes::line(change)));
     let missing = changes::total(&view.count).saturating_sub(view.files.len() as u64);
     show::print(&lines.finish(missing, "-n 0, or --json"))?;
+    left(view)?;
     if let Some(before) = &view.before {
         show::line(&format!("undo: den restore {}", state_of(into, before)))?;
     }
     Ok(0)
+}
+
+/// What the fork has changed and does not come.
+fn left(view: &MergeView) -> Result<(), Trouble> {
+    let mut lines = Lines::new(SKIPPED_SHOWN);
+    for skipped in &view.skipped {
+        lines.push(&format!("not merged: {}: {}", show::clean(&skipped.path), show::clean(&skipped.message)));
+    }
+    show::print(&lines.finish(0, "--json"))?;
+    changes::volumes(&view.volumes, "merged")
 }
 
 /// A path that both changed, with its three versions.

@@ -16,7 +16,7 @@ use std::{
     fs::Permissions,
     io::{self, IsTerminal, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::Path,
 };
 
@@ -31,7 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use self::settings::Settings;
+use self::settings::{LogFormat, Settings};
 pub use self::settings::{ServeArgs, Storage, run_folder};
 use crate::{
     agent::AGENT,
@@ -47,7 +47,7 @@ pub fn run(global: &Global, args: ServeArgs) -> Outcome {
             .hint("sudo den serve; what this host can do says: sudo den doctor"));
     }
     let settings = Settings::gather(global, args)?;
-    log(settings.log_json)?;
+    log(settings.log_format)?;
     raise_descriptors();
     let token = token(&settings.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -87,6 +87,7 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
         agent: AGENT,
         net: settings.net.clone(),
         keep_states: settings.keep_states,
+        trash_for: settings.trash_for,
     });
     let control = opened.await.map_err(|error| {
         let hint = error.hint.clone().unwrap_or_else(|| "what this host lacks says: den doctor".to_owned());
@@ -96,8 +97,9 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
     let text = serde_json::to_string(&client).expect("two texts");
     write_private(&settings.data, "client.json", &text)?;
     announce(settings, address)?;
+    notify(b"READY=1");
     let stop = CancellationToken::new();
-    let router = den_server::router(control, token, stop.clone());
+    let router = den_server::router(control.clone(), token, stop.clone(), settings.metrics);
     let stopped = stop.clone();
     let ending = async move {
         tokio::select! {
@@ -106,8 +108,14 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
             () = stopped.cancelled() => {}
         }
     };
+    let closing = control.clone();
+    let ending = async move {
+        ending.await;
+        closing.end_followers();
+    };
     // On the workers, as the connections are: this thread would only pass them on.
     let served = tokio::spawn(den_server::serve(listener, router, ending)).await.unwrap_or_else(|end| Err(end.into()));
+    control.close_events().await;
     served.map_err(|error| Trouble::io("cannot serve", &error))?;
     let last = if stop.is_cancelled() {
         "den serve has ended, and all computers with it; their disks stay"
@@ -140,6 +148,21 @@ fn announce(settings: &Settings, address: SocketAddr) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Tells a supervisor that asked for it: sd_notify(3).
+fn notify(state: &[u8]) {
+    use std::os::{linux::net::SocketAddrExt, unix::net};
+    let Some(place) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let place = place.as_encoded_bytes();
+    let address = match place.strip_prefix(b"@") {
+        Some(name) => net::SocketAddr::from_abstract_name(name),
+        None => net::SocketAddr::from_pathname(Path::new(std::ffi::OsStr::from_bytes(place))),
+    };
+    let sent = address.and_then(|address| net::UnixDatagram::unbound()?.send_to_addr(state, &address));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "whoever started this daemon is not told that it is up");
+    }
+}
+
 /// Whether the image store has anything in it yet: names are what a user knows images by.
 fn has_images(images: &Path) -> bool {
     images.join("names").read_dir().is_ok_and(|mut names| names.next().is_some())
@@ -156,14 +179,14 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Logs to standard error: on a terminal only what a person should look at, unless `DEN_LOG` says more.
-fn log(json: bool) -> Result<(), Trouble> {
+fn log(format: LogFormat) -> Result<(), Trouble> {
     let is_terminal = io::stderr().is_terminal();
     let wanted = std::env::var("DEN_LOG").ok().filter(|text| !text.is_empty());
     let wanted = wanted.as_deref().unwrap_or(if is_terminal { "warn" } else { "info" });
     let filter = EnvFilter::try_new(wanted)
         .map_err(|error| Trouble::usage(format_args!("`DEN_LOG`: {error}")).hint("for example DEN_LOG=info"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    if json {
+    if format == LogFormat::Json {
         builder.json().init()
     } else {
         builder.with_ansi(is_terminal).init()

@@ -1,13 +1,16 @@
 //! Control groups: which layout, and whether each controller takes a limit in a group of our own.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use den_sys::{
     SysError,
-    cgroup::{Cgroups, Hierarchies, Layout, Limits},
+    cgroup::{Cgroups, Freezer, Hierarchies, Layout, Limits},
 };
 
 use super::{Check, line};
+
+/// An empty group stands still at once.
+const FREEZE_MAX: Duration = Duration::from_secs(1);
 
 /// On v2 they are in one tree; on v1 each has its own.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -54,19 +57,22 @@ fn controllers(found: &Hierarchies) -> Check {
 
 fn freezer(found: &Hierarchies) -> Check {
     const NAME: &str = "freezer";
-    let Some(mount) = &found.unified else {
+    let Some(mount) = found.freezing() else {
         let means = "a computer cannot be held still for a snapshot or a pause";
-        return Check::warn(NAME, "no cgroup2 tree is mounted", means)
+        return Check::warn(NAME, "neither a cgroup2 tree nor a v1 freezer is mounted", means)
             .fix("mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified");
     };
-    let tried = in_own_group(Some(mount), |_| {
-        let path = mount.join(instance()).join("trial/cgroup.freeze");
-        ["1", "0"]
-            .iter()
-            .try_for_each(|value| std::fs::write(&path, value))
-            .map_err(|error| SysError::io("write", &path, &error))
+    let tried = in_own_group(found.unified.as_deref(), |_| {
+        let path = mount.join(instance()).join("trial");
+        let gone = || SysError::new("open", path.display(), rustix::io::Errno::NOENT.raw_os_error());
+        let mut freezer = Freezer::of(&path).ok_or_else(gone)?;
+        match freezer.freeze(FREEZE_MAX)? {
+            true => freezer.thaw(),
+            false => Err(SysError::new("freeze", path.display(), rustix::io::Errno::TIMEDOUT.raw_os_error())),
+        }
     });
-    let found = tried.map(|()| "cgroup.freeze freezes and thaws".to_owned());
+    let by = if found.unified.is_some() { "cgroup.freeze" } else { "the v1 freezer" };
+    let found = tried.map(|()| format!("{by} freezes and thaws"));
     Check::tried(NAME, found, super::Status::Warn, "a computer cannot be held still for a snapshot or a pause", None)
 }
 

@@ -15,7 +15,8 @@ const MEMORY_BYTES_GOOD: u64 = 1 << 30;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// What many computers on one kernel want: limits that all of them share.
-const SHARED: [(&str, u64); 6] = [
+const SHARED: [(&str, u64); 7] = [
+    ("fs.file-max", 1 << 30),
     ("fs.inotify.max_user_instances", 8192),
     ("fs.inotify.max_user_watches", 1 << 20),
     ("vm.max_map_count", 1 << 20),
@@ -39,7 +40,7 @@ const HARDENING: [(&str, i64, i64); 10] = [
 ];
 
 pub(super) fn checks(run: &Path) -> Vec<Check> {
-    vec![memory(), swap(), shared(), hardening(), sockets(run), builder(), nftables()]
+    vec![memory(), swap(), memory_to_disk(), shared(), hardening(), sockets(run), builder(), nftables()]
 }
 
 fn meminfo(key: &str) -> Option<u64> {
@@ -63,10 +64,21 @@ fn memory() -> Check {
 fn swap() -> Check {
     let means = "paused computers keep their memory, and one at its limit loses processes at once";
     match (meminfo("SwapTotal"), Path::new("/sys/block/zram0").exists()) {
-        (Some(total), _) if total > 0 => Check::ok("swap", format!("{}", Bytes(total))),
+        (Some(total), _) if total > 0 => {
+            Check::ok("swap", format!("{}; paused computers give their memory back", Bytes(total)))
+        }
         (_, true) => Check::warn("swap", "none; zram is there", means)
             .fix("echo 4G > /sys/block/zram0/disksize && mkswap /dev/zram0 && swapon /dev/zram0"),
         _ => Check::warn("swap", "none", means).fix("apt-get install zram-tools"),
+    }
+}
+
+/// Den does not use it yet where it is there.
+fn memory_to_disk() -> Check {
+    let means = "`den pause --to-disk` and `den fork --memory` are refused";
+    match program("criu") {
+        Some(path) => Check::warn("criu", format!("{}: this Den does not use it yet", path.display()), means),
+        None => Check::warn("criu", "none; 4.2 or newer would be wanted", means),
     }
 }
 

@@ -56,17 +56,10 @@ pub fn line(record: &NetRecord) -> String {
 
 /// `11-22 05:03:01.250`, UTC.
 fn time(micros: u64) -> String {
-    let (millis, seconds) = (micros / 1000 % 1000, micros / 1_000_000);
-    // Days to a date: Howard Hinnant's civil_from_days, for days since 1970.
-    let days = seconds / 86_400 + 719_468;
-    let day_of_era = days % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let clock = seconds % 86_400;
-    format!("{month:02}-{day:02} {:02}:{:02}:{:02}.{millis:03}", clock / 3600, clock / 60 % 60, clock % 60)
+    let moment = show::moment(i64::try_from(micros).unwrap_or(i64::MAX));
+    // Without the year.
+    let (_, rest) = moment.split_once('-').unwrap_or_default();
+    format!("{rest}.{:03}", micros / 1000 % 1000)
 }
 
 #[cfg(test)]

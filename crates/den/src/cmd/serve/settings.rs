@@ -7,13 +7,18 @@
 use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use den_api::{NetLimitsChange, client::DATA_DEFAULT};
-use den_control::{HouseNet, limits::STATES_NEWEST};
+use den_control::{
+    HouseNet,
+    limits::{STATES_NEWEST, TRASH_FOR, TRASH_FOR_MAX},
+};
 use den_gate::policy::{NetLimits, Posture, PrivateTarget};
 use den_model::{Bytes, Cpus, Limits};
+use den_server::MetricsSettings;
 use serde::Deserialize;
 
 use crate::{cmd::net::limits, find::Global, report::Trouble};
@@ -51,8 +56,8 @@ pub struct ServeArgs {
     /// Husks kept ready for new computers [default: 8]
     #[arg(long, env = "DEN_POOL", hide_env = true, value_name = "N")]
     pool: Option<u32>,
-    /// auto: btrfs, in an image file where the data folder is on another; plain: directories
-    #[arg(long, env = "DEN_STORAGE", hide_env = true)]
+    /// auto: btrfs, in an image file where the data folder is on another; plain: directories [default: auto]
+    #[arg(long, env = "DEN_STORAGE", hide_env = true, hide_possible_values = true)]
     storage: Option<Storage>,
     /// How large the btrfs image file may grow [default: what the disk has]
     #[arg(long, env = "DEN_DISK_SIZE", hide_env = true, value_name = "SIZE")]
@@ -60,6 +65,9 @@ pub struct ServeArgs {
     /// States kept after steps, of each computer, before older ones are thinned [default: 100]
     #[arg(long, env = "DEN_KEEP_STATES", hide_env = true, value_name = "N")]
     keep_states: Option<usize>,
+    /// How long removed computers lie in the trash; 0: none, they go at once [default: 24h]
+    #[arg(long, env = "DEN_TRASH_FOR", hide_env = true, value_name = "DURATION")]
+    trash_for: Option<String>,
     /// How new computers face the network: open, guarded or sealed [default: open]
     #[arg(long, env = "DEN_NET", hide_env = true, value_name = "POSTURE")]
     net: Option<String>,
@@ -72,9 +80,26 @@ pub struct ServeArgs {
     /// Limits of new computers' networks: flows=512,new=50,bits=200m,bytes=20g,dns=50
     #[arg(long, env = "DEN_NET_LIMIT", hide_env = true, value_name = "LIMITS")]
     net_limit: Option<String>,
-    /// Log as JSON
-    #[arg(long, env = "DEN_LOG_JSON", hide_env = true)]
-    pub log_json: bool,
+    /// How the log is written: text or json [default: text]
+    #[arg(long, env = "DEN_LOG_FORMAT", hide_env = true, hide_possible_values = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// /metrics needs no token
+    #[arg(long, env = "DEN_METRICS_OPEN", hide_env = true)]
+    metrics_open: bool,
+    /// /metrics tells of each computer too
+    #[arg(long, env = "DEN_METRICS_PER_COMPUTER", hide_env = true)]
+    metrics_per_computer: bool,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For eyes.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 /// On what computers' disks lie.
@@ -100,7 +125,10 @@ struct File {
     storage: Option<Storage>,
     disk_size: Option<Bytes>,
     keep_states: Option<usize>,
-    log_json: Option<bool>,
+    trash_for: Option<String>,
+    log_format: Option<LogFormat>,
+    metrics_open: Option<bool>,
+    metrics_per_computer: Option<bool>,
     net: Option<String>,
     #[serde(default)]
     private: Vec<String>,
@@ -122,7 +150,7 @@ pub struct Defaults {
 }
 
 /// Keys of the file.
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 17] = [
     "data",
     "run",
     "images",
@@ -131,7 +159,10 @@ const KEYS: [&str; 14] = [
     "storage",
     "disk_size",
     "keep_states",
-    "log_json",
+    "trash_for",
+    "log_format",
+    "metrics_open",
+    "metrics_per_computer",
     "net",
     "private",
     "resolver",
@@ -158,8 +189,12 @@ pub struct Settings {
     pub disk_size: Option<Bytes>,
     /// States kept after steps, of each computer, before older ones are thinned.
     pub keep_states: usize,
-    /// Whether logs are JSON.
-    pub log_json: bool,
+    /// How long what is removed lies in the trash; 0: it goes for good at once.
+    pub trash_for: Duration,
+    /// How the log is written.
+    pub log_format: LogFormat,
+    /// Who sees the metrics, and how much of them there is.
+    pub metrics: MetricsSettings,
     /// Limits of computers that name none.
     pub defaults: Defaults,
     /// The network of computers that say nothing of it, and the gate.
@@ -207,7 +242,12 @@ impl Settings {
             storage: args.storage.or(file.storage).unwrap_or_default(),
             disk_size: args.disk_size.or(file.disk_size),
             keep_states,
-            log_json: args.log_json || file.log_json.unwrap_or(false),
+            trash_for: trash_for(args.trash_for.or(file.trash_for).as_deref())?,
+            log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            metrics: MetricsSettings {
+                open: args.metrics_open || file.metrics_open.unwrap_or(false),
+                per_computer: args.metrics_per_computer || file.metrics_per_computer.unwrap_or(false),
+            },
             defaults: file.defaults,
             data,
         })
@@ -284,6 +324,21 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// `0` is no trash.
+fn trash_for(text: Option<&str>) -> Result<Duration, Trouble> {
+    let Some(text) = text else { return Ok(TRASH_FOR) };
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let time = den_model::parse_duration(text).map_err(|error| {
+        Trouble::usage(format_args!("`trash_for`: {error}")).hint("for example 24h; 0 for no trash")
+    })?;
+    match time > TRASH_FOR_MAX {
+        true => Err(Trouble::usage(format_args!("`trash_for`: `{text}` is more than ten years"))),
+        false => Ok(time),
+    }
 }
 
 fn posture(text: Option<&str>) -> Result<Posture, Trouble> {
@@ -365,6 +420,17 @@ mod tests {
             NetLimits { bits_per_s: 1_000_000_000, ..NetLimits::default() }
         );
         assert!(net_limits(Some("speed=1")).unwrap_err().shown().contains("net_limit"));
+    }
+
+    #[test]
+    fn a_house_has_a_trash_unless_it_wants_none() {
+        assert_eq!(trash_for(None).unwrap(), Duration::from_secs(86_400));
+        assert_eq!(trash_for(Some("0")).unwrap(), Duration::ZERO);
+        assert_eq!(trash_for(Some("90m")).unwrap(), Duration::from_secs(5400));
+        for wrong in ["", "soon", "-1h", "4000d", "0s"] {
+            assert!(trash_for(Some(wrong)).unwrap_err().shown().contains("trash_for"), "{wrong}");
+        }
+        assert_eq!(parse("trash_for = \"7d\"").unwrap().trash_for.as_deref(), Some("7d"));
     }
 
     #[test]

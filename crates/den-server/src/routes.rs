@@ -14,6 +14,7 @@ pub(crate) mod images;
 pub(crate) mod life;
 pub(crate) mod metrics;
 pub(crate) mod net;
+mod pages;
 pub(crate) mod ports;
 pub(crate) mod service;
 pub(crate) mod services;

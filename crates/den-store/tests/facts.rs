@@ -2,22 +2,12 @@
 
 mod common;
 
-use common::{computer, id, new_undo, step};
+use common::{code, computer, id, new_undo, step, store};
 use den_model::{ChangeCount, Computer, Parent, Snapshot, SnapshotKind, State, Step, StepEnd};
 use den_store::{
     Durability::{Power, Process},
     Filter, Idempotency, NetChange, Order, QUEUE_MAX, Store, StoreError,
 };
-
-fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    (dir, store)
-}
-
-fn code<T: std::fmt::Debug>(result: Result<T, StoreError>) -> &'static str {
-    result.unwrap_err().code()
-}
 
 #[tokio::test]
 async fn a_computer_is_read_back_as_it_was_written() {

@@ -2,22 +2,12 @@
 
 mod common;
 
-use common::{computer, id, new_undo as undo, step};
+use common::{code, computer, id, new_undo as undo, step, store};
 use den_model::{Snapshot, SnapshotKind, State};
 use den_store::{
     Durability::{Power, Process},
     NetChange, Store, StoreError, UNDO_GONE_KEPT_MAX, UNDO_KEPT_MAX, UndoOf, UndoRow,
 };
-
-fn store() -> (tempfile::TempDir, Store) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path()).unwrap();
-    (dir, store)
-}
-
-fn code<T: std::fmt::Debug>(result: Result<T, StoreError>) -> &'static str {
-    result.unwrap_err().code()
-}
 
 async fn of(store: &Store, number: u128) -> Vec<UndoRow> {
     store.undo_rows(UndoOf::Some { computers: vec![id(number)], gone: None }, 1000).await.unwrap()

@@ -1,31 +1,22 @@
 //! What happens.
 
-use std::io;
-
 use axum::{
     Extension, Json,
-    body::Body as HttpBody,
     extract::State,
-    http::{HeaderMap, HeaderValue, header},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use den_api::{ErrorBody, EventPage};
+use den_api::EventPage;
 use den_control::{EventReader, ReadEvents};
-use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::App;
-use crate::{
-    error::ApiError,
-    extract::Query,
-    guard::RequestId,
-    output::{Form, kept_alive, nameless_event},
+use super::{
+    App,
+    pages::{self, LAST_EVENT_ID_HEADER, Pages},
 };
-
-/// The request's header by which an event stream that broke goes on.
-const LAST_EVENT_ID_HEADER: &str = "last-event-id";
+use crate::{error::ApiError, extract::Query, guard::RequestId, output::Form};
 
 /// Which events to read.
 #[derive(Deserialize, IntoParams)]
@@ -81,35 +72,19 @@ pub(crate) async fn events(
         first = Some(page);
     }
     let reader = app.control.follow_events(read).await?;
-    Ok(respond(first, reader, request))
+    Ok(pages::respond(first, reader, request))
 }
 
-fn respond(first: Option<EventPage>, reader: EventReader, request_id: String) -> Response {
-    let first = stream::iter(first.map(|page| Ok(as_events(&page))));
-    let body = HttpBody::from_stream(kept_alive(first.chain(following(reader, request_id))));
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (headers, body).into_response()
-}
+impl Pages for EventReader {
+    type Page = EventPage;
 
-/// The events of a reader; what breaks in the middle is an event `error`, and the end.
-fn following(reader: EventReader, request_id: String) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::unfold(Some(reader), move |reader| {
-        let request_id = request_id.clone();
-        async move {
-            let mut reader = reader?;
-            match reader.next().await {
-                Ok(Some(page)) => Some((Ok(as_events(&page)), Some(reader))),
-                Ok(None) => None,
-                Err(error) => {
-                    let error = ApiError::from(error).into_detail(&request_id);
-                    Some((Ok(nameless_event("error", &ErrorBody { error })), None))
-                }
-            }
-        }
-    })
+    async fn next(&mut self) -> Result<Option<EventPage>, den_control::Error> {
+        EventReader::next(self).await
+    }
+
+    fn as_events(page: &EventPage) -> Bytes {
+        as_events(page)
+    }
 }
 
 fn as_events(page: &EventPage) -> Bytes {

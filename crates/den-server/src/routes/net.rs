@@ -1,31 +1,28 @@
 //! What a computer may reach, and what it did reach.
 
-use std::io;
-
 use axum::{
     Extension, Json,
-    body::Body as HttpBody,
     extract::State,
-    http::{HeaderMap, HeaderValue, header},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use den_api::{ErrorBody, NetChange, NetCheck, NetDecision, NetLogPage, NetRecord, NetView};
+use den_api::{NetChange, NetCheck, NetDecision, NetLogPage, NetRecord, NetView};
 use den_control::{ReadRecords, RecordReader};
-use futures_util::{Stream, StreamExt, stream};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::{App, who};
+use super::{
+    App,
+    pages::{self, LAST_EVENT_ID_HEADER, Pages},
+    who,
+};
 use crate::{
     error::ApiError,
     extract::{Body, Path, Query},
     guard::RequestId,
-    output::{Form, kept_alive, nameless_event},
+    output::Form,
 };
-
-/// The request's header by which an event stream that broke goes on.
-const LAST_EVENT_ID_HEADER: &str = "last-event-id";
 
 /// Shows what a computer may reach, as it is in force, and what its link has carried.
 #[utoipa::path(
@@ -128,35 +125,19 @@ pub(crate) async fn log(
         first = Some(page);
     }
     let reader = app.control.follow_net_log(&c, read).await?;
-    Ok(respond(first, reader, request))
+    Ok(pages::respond(first, reader, request))
 }
 
-fn respond(first: Option<NetLogPage>, reader: RecordReader, request_id: String) -> Response {
-    let first = stream::iter(first.map(|page| Ok(events(&page))));
-    let body = HttpBody::from_stream(kept_alive(first.chain(following(reader, request_id))));
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
-    (headers, body).into_response()
-}
+impl Pages for RecordReader {
+    type Page = NetLogPage;
 
-/// The events of a reader; what breaks in the middle is an event `error`, and the end.
-fn following(reader: RecordReader, request_id: String) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-    stream::unfold(Some(reader), move |reader| {
-        let request_id = request_id.clone();
-        async move {
-            let mut reader = reader?;
-            match reader.next().await {
-                Ok(Some(page)) => Some((Ok(events(&page)), Some(reader))),
-                Ok(None) => None,
-                Err(error) => {
-                    let error = ApiError::from(error).into_detail(&request_id);
-                    Some((Ok(nameless_event("error", &ErrorBody { error })), None))
-                }
-            }
-        }
-    })
+    async fn next(&mut self) -> Result<Option<NetLogPage>, den_control::Error> {
+        RecordReader::next(self).await
+    }
+
+    fn as_events(page: &NetLogPage) -> Bytes {
+        events(page)
+    }
 }
 
 /// A page as events. A client that breaks off inside gets the rest of the page again.

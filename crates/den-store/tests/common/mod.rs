@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use den_model::{Bytes, Computer, ComputerId, ComputerSpec, Cpus, Limits, State, Step, StepKind, Tier};
-use den_store::NewUndo;
+use den_store::{NewUndo, Store, StoreError};
 use uuid::Uuid;
 
 pub fn id(number: u128) -> ComputerId {
@@ -57,4 +57,14 @@ pub fn step(number: u64) -> Step {
 
 pub fn new_undo(what: &str, at: i64) -> NewUndo {
     NewUndo { at, who: "cli".to_owned(), name: "web".to_owned(), what: what.to_owned(), takes_back: None }
+}
+
+pub fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    (dir, store)
+}
+
+pub fn code<T: std::fmt::Debug>(result: Result<T, StoreError>) -> &'static str {
+    result.unwrap_err().code()
 }

@@ -431,7 +431,7 @@ fn what_a_boot_writes_is_told_from_what_comes_after() {
     place.snapshot(id(1), 1).unwrap();
     assert!(place.is_furnished(id(1), 1, &before).unwrap());
     // What an overlay does when it is mounted and looked at.
-    fs::create_dir_all(live.join("work/work/x")).unwrap();
+    fs::create_dir_all(live.join("work").join("work").join("x")).unwrap();
     rustix::fs::lsetxattr(live.join("data/etc"), "trusted.overlay.origin", b"x", rustix::fs::XattrFlags::empty())
         .unwrap();
     place.snapshot(id(1), 2).unwrap();

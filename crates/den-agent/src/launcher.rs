@@ -22,7 +22,12 @@ mod cell;
 mod husk;
 mod ids;
 mod net;
+mod pools;
 mod serve;
+mod shown;
+
+pub(crate) use husk::make_dev as cell_dev;
+pub(crate) use net::{GateNet, set_up_inside};
 
 use std::path::PathBuf;
 

@@ -3,12 +3,14 @@
 //! ```text
 //! den-agent init            PID 1 of a computer: reaps, runs commands, serves files
 //! den-agent launcher ...    on the host: makes computers, outlives `serve`
+//! den-agent revive, hook    on the host, for a moment: reads one back from a disk
 //! ```
 //!
 //! Deliberately absent: secrets, policy, any trust in what is asked beyond its shape.
 
 mod init;
 mod launcher;
+mod revive;
 
 /// Answered to `--version` and in `Hello`.
 pub(crate) const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -18,6 +20,8 @@ fn main() {
     let code = match args.first().map(String::as_str) {
         Some("init") => init::main(),
         Some("launcher") => launcher::main(&args[1..]),
+        Some("revive") => revive::main(),
+        Some("hook") => revive::hook(&args[1..]),
         Some("--version") => {
             println!("den-agent {BUILD}");
             0

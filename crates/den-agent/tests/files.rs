@@ -16,7 +16,16 @@ use den_wire::frame::blocking::write_message;
 use minicbor::bytes::ByteVec;
 
 fn write_file(path: ByteVec) -> WriteFile {
-    WriteFile { path, mode: None, owner: None, mtime: None, parents: false, append: false }
+    WriteFile {
+        path,
+        mode: None,
+        owner: None,
+        mtime: None,
+        parents: false,
+        append: false,
+        in_place: false,
+        attributes: None,
+    }
 }
 
 fn send(inside: &Inside, request: &Request) -> UnixStream {
@@ -490,7 +499,7 @@ fn a_watch_sees_all_below() {
     let inside = Inside::start();
     let dir = inside.path("w");
     std::fs::create_dir_all(dir.join("old/sub")).expect("made");
-    let mut stream = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: true });
+    let mut stream = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: true, plain: false });
     assert_eq!(reply(&mut stream), Reply::Done);
     let next = |stream: &mut UnixStream| match reply(stream) {
         Reply::Changed(change) => change,
@@ -535,20 +544,20 @@ fn a_watch_sees_all_below() {
     assert!(seen.values().all(|&times| times == 1), "{seen:?}");
 
     // A host that does not read loses events, and is told.
-    let mut slow = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: false });
+    let mut slow = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: false, plain: false });
     assert_eq!(reply(&mut slow), Reply::Done);
     shell(&dir, "for j in 1 2 3 4; do for i in $(seq 9000); do : >n$i; done; rm n*; done");
     while next(&mut slow).kind != ChangeKind::Overflow {}
     drop(stream);
 
-    let mut gone = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: true });
+    let mut gone = send(&inside, &Request::Watch { path: inside.bytes("w"), recursive: true, plain: false });
     assert_eq!(reply(&mut gone), Reply::Done);
     std::fs::rename(&dir, inside.path("elsewhere")).expect("moved");
     assert_eq!(next(&mut gone), change(ChangeKind::Removed, "", None));
     let mut rest = Vec::new();
     gone.read_to_end(&mut rest).expect("closed");
     assert!(rest.is_empty());
-    let watch = Request::Watch { path: inside.bytes("none"), recursive: true };
+    let watch = Request::Watch { path: inside.bytes("none"), recursive: true, plain: false };
     assert_eq!(inside.failure(&watch).kind, FailureKind::NotFound);
 }
 

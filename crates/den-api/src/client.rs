@@ -14,9 +14,11 @@
 //! Deliberately absent: TLS, retries, any decision about what an error means.
 
 mod calls;
+mod e2b;
 mod event;
 mod history;
 mod life;
+mod pools;
 mod ports;
 mod service;
 mod session;
@@ -383,7 +385,13 @@ impl Client {
     }
 
     /// Sends a request and waits for the head of its answer; refusals are errors.
-    async fn send(&self, mut request: Request<Body>) -> Result<Answer, ClientError> {
+    async fn send(&self, request: Request<Body>) -> Result<Answer, ClientError> {
+        let answer = self.send_any(request).await?;
+        if answer.response.status().as_u16() < 400 { Ok(answer) } else { Err(answer.refusal().await) }
+    }
+
+    /// The same with refusals as they come.
+    async fn send_any(&self, mut request: Request<Body>) -> Result<Answer, ClientError> {
         loop {
             let kept = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let (mut sender, fresh) = match kept {
@@ -392,14 +400,7 @@ impl Client {
                 None => (self.connect().await?, true),
             };
             match sender.try_send_request(request).await {
-                Ok(response) => {
-                    let answer = Answer { client: self.clone(), response, sender };
-                    return if answer.response.status().as_u16() < 400 {
-                        Ok(answer)
-                    } else {
-                        Err(answer.refusal().await)
-                    };
-                }
+                Ok(response) => return Ok(Answer { client: self.clone(), response, sender }),
                 Err(mut error) => match error.take_message() {
                     Some(message) if !fresh => request = message,
                     _ => return Err(self.broken(error.into_error())),

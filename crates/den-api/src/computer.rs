@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use den_model::{Bytes, ComputerId, Cpus, Micros, State, Tier};
+use den_model::{Bytes, ComputerId, Cpus, Micros, PoolName, State, Tier};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -54,6 +54,9 @@ pub struct CreateComputer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "10m")]
     pub idle: Option<String>,
+    /// The pool that it takes room of; `default` without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 /// A number, or a number with a unit as text. Kept as text until it is checked, so that the
@@ -113,6 +116,10 @@ pub struct ComputerView {
     pub env: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The pool that it takes room of.
+    #[serde(default = "default_pool")]
+    #[schema(example = "default")]
+    pub pool: String,
     /// Whether the image's own command is started at boot.
     pub entrypoint: bool,
     /// Where it was forked from.
@@ -143,6 +150,29 @@ pub struct ComputerView {
     /// What it uses now; only in the answer for one computer, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageView>,
+    /// What can be done with its memory; only in the answer for one computer that runs or is paused, where it is
+    /// asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_state: Option<MemoryView>,
+}
+
+/// What can be done with the memory of a computer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MemoryView {
+    /// It is on the disk, and nothing of the computer runs.
+    pub on_disk: bool,
+    /// Whether it can be written there: `den pause --to-disk`.
+    pub hibernate: bool,
+    /// Whether a fork can have it: `den fork --memory`.
+    pub memory_fork: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The pool of computers whose daemon knew of none.
+fn default_pool() -> String {
+    PoolName::DEFAULT.to_owned()
 }
 
 /// What a computer uses now.

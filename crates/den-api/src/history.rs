@@ -23,6 +23,9 @@ pub struct SnapRequest {
     /// Has everything inside written out first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sync: bool,
+    /// With the processes that run, where this host can do that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory: bool,
 }
 
 /// A state that is kept.
@@ -73,6 +76,12 @@ pub struct ForkRequest {
     /// Environment over the parent's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// The pool that they take room of; the parent's without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// With the processes that run, where this host can do that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub memory: bool,
 }
 
 /// The answer to a fork.

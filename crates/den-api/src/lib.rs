@@ -7,12 +7,14 @@
 //! net      ── policy, changes, records
 //! event    ── what happened
 //! usage    ── all computers at a moment; readiness
+//! backup   ── request, progress
 //! life     ── pause, idle, unplug
 //! error    ── one body for all            client ── the typed client (used by the CLI)
 //! ```
 //!
 //! Deliberately absent: rules. What may follow what is in `den-model` and `den-control`.
 
+pub mod backup;
 pub mod client;
 pub mod computer;
 pub mod error;
@@ -24,14 +26,16 @@ pub mod image;
 pub mod life;
 pub mod net;
 pub mod output;
+pub mod pool;
 pub mod ports;
 pub mod service;
 pub mod step;
 pub mod trash;
 pub mod usage;
 
+pub use backup::{BackUp, BackupEvent, BackupView};
 pub use client::{Client, ClientError};
-pub use computer::{ComputerView, CreateComputer, Page, Shutdown, StopComputer, UsageView, VersionView};
+pub use computer::{ComputerView, CreateComputer, MemoryView, Page, Shutdown, StopComputer, UsageView, VersionView};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{EventPage, EventView};
 pub use explore::{
@@ -52,6 +56,7 @@ pub use net::{
     NetStatusView, NetView,
 };
 pub use output::OutputFrame;
+pub use pool::{ChangePool, CreatePool, PoolList, PoolUse, PoolView};
 pub use ports::{PortList, PortView};
 pub use service::{AddService, ServiceList, ServiceView};
 pub use step::{EndView, ExecRequest, ExecResult, OutputView, PtySize, SignalRequest, StepView, WsInput};

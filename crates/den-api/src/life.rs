@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::ComputerView;
+use crate::{ComputerView, computer::Amount};
 
 /// `PATCH /v1/computers/{c}`: what is not named stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -13,6 +13,21 @@ pub struct ChangeComputer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "10m")]
     pub idle: Option<String>,
+    /// A number of CPUs, or text such as `"0.5"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>)]
+    pub cpus: Option<Amount>,
+    /// Bytes, or text such as `"2GiB"`; no less than what cannot be taken from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub memory: Option<Amount>,
+    /// Bytes, or text such as `"20GiB"`; no less than what it uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub disk: Option<Amount>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
 
 /// `POST /v1/computers/{c}/pause`.

@@ -45,6 +45,8 @@ async fn main() {
         images: images.clone(),
         pool: 8,
         storage: StorageChoice::Auto,
+        sync_steps: false,
+        criu: None,
         keep_states: den_control::limits::STATES_NEWEST,
         disk_size: Some(den_model::Bytes::gib(2)),
         defaults: Config::default_limits(),
@@ -127,7 +129,7 @@ async fn main() {
         .expect("write");
     writer.send(b"abc").await.expect("send");
     println!("written: {:?}", writer.finish().await.expect("finish"));
-    println!("usage: {:?}", control.get(&name).await.expect("get").usage);
+    println!("usage: {:?}", control.get(&name, false).await.expect("get").usage);
 
     // A long step, a second house in place of the first one, and the step goes on.
     let long = control

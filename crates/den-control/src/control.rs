@@ -1,9 +1,9 @@
 //! The house: what it is opened with, what it holds, and the requests that only look.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -12,7 +12,7 @@ use std::{
 use den_api::{ComputerView, Page, UsageView, VersionView};
 use den_disk::{DiskConfig, Disks, StorageChoice};
 use den_image::ImageStore;
-use den_machine::{Machines, MachinesConfig};
+use den_machine::{Criu, Machines, MachinesConfig};
 use den_model::{Bytes, Cpus, EventKind, Limits, Micros, State};
 use den_store::Store;
 use futures_util::future::join_all;
@@ -22,6 +22,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     Error,
+    backup::{self, Backups},
+    durable::{self, Late},
     errors::chain,
     events::Events,
     handle::{Ask, Handle},
@@ -29,9 +31,11 @@ use crate::{
     idempotency::Keys,
     limits::{ENDINGS_WAIT, GRACE_DEFAULT, GRACE_MAX, KEEP_WAIT, PAGE_DEFAULT, PAGE_MAX, STEPS_END_WAIT, STOP_MARGIN},
     metrics::Metrics,
-    net::{HouseNet, gate::Gate},
+    net::{HouseNet, gate, gate::Gate},
+    pools::{self, Pools},
     ports, recover,
     registry::Registry,
+    reserve::Reserve,
     trash::{self, Trash},
     watch::{self, Watch},
 };
@@ -61,6 +65,10 @@ pub struct Config {
     pub keep_states: usize,
     /// How long what is removed lies in the trash; 0: it goes for good at once.
     pub trash_for: Duration,
+    /// Whether a step is safe from the end of power before it is answered; else a second later.
+    pub sync_steps: bool,
+    /// CRIU; looked for in DATA and in PATH where it is not named.
+    pub criu: Option<PathBuf>,
 }
 
 impl Config {
@@ -115,16 +123,46 @@ pub(crate) struct Inner {
     pub net: HouseNet,
     pub gate: Gate,
     pub history: House,
+    pub late: Arc<Late>,
+    pub reserve: Reserve,
     disks: RwLock<Option<Disks>>,
     pub registry: Registry<Handle>,
     pub trash: Trash,
+    pub backups: Backups,
+    pub pools: Arc<Pools>,
     pub keys: Keys,
     pub tasks: TaskTracker,
     /// What the launcher still unmakes of computers that are gone.
     pub endings: TaskTracker,
     pub closing: AtomicBool,
+    /// The CRIU that was named.
+    pub criu_named: Option<PathBuf>,
+    /// The one that was found, or why none was.
+    pub criu: OnceLock<Result<Criu, String>>,
     /// Places for connections to ports inside, of all computers together.
     pub dials: Arc<Semaphore>,
+}
+
+/// Mounts disks anew that take no writes any more, for which all that stands on them has to end: what was synced is
+/// there then, and nothing else could be written. A daemon that is shut down does so, one that was killed has not.
+async fn mount_anew(data: &Path, config: MachinesConfig) -> Result<(), Error> {
+    let run = config.run.clone();
+    thaw_all(&run);
+    let (machines, running) = Machines::connect(config).await?;
+    tracing::warn!(
+        computers = running.len(),
+        "the disks were read-only: what runs is ended, and they are mounted anew"
+    );
+    for machine in &running {
+        machine.kill().await?;
+    }
+    machines.dismiss().await?;
+    let data = data.to_owned();
+    blocking(move || {
+        gate::end_left(&run).map_err(|error| Error::internal("the gate does not end").because(error))?;
+        Ok(Disks::let_go(&data)?)
+    })
+    .await?
 }
 
 impl Inner {
@@ -148,19 +186,49 @@ impl Control {
     /// Errors: `store_locked`, `store_newer` and what else the store, the disks, the images or the
     /// launcher meet.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let Config { data, run, images, pool, storage, disk_size, defaults, agent, net, keep_states, trash_for } =
-            config;
-        let (opened, folder) = (data.clone(), images.clone());
-        let (store, disks, image_store, boot_id) = blocking(move || {
+        let Config {
+            data,
+            run,
+            images,
+            pool,
+            storage,
+            disk_size,
+            defaults,
+            agent,
+            net,
+            keep_states,
+            trash_for,
+            sync_steps,
+            criu,
+        } = config;
+        let machines = MachinesConfig { run: run.clone(), data: data.clone(), images: images.clone(), pool, agent };
+        let opened = data.clone();
+        let (store, reserve) = blocking(move || {
             fs_err::create_dir_all(&opened)
                 .map_err(|error| Error::new("bad_config", 500, error.to_string()).because(error))?;
-            // The store's lock comes first: from there on the folder is ours alone.
-            let store = Store::open(&opened)?;
+            backup::refuse_half(&opened)?;
+            // On a full disk the store has no room to be opened in. Who is refused by its lock has let go of nothing
+            // but that.
+            let reserve = Reserve::open(&opened);
+            // From the store's lock on the folder is ours alone.
+            let store = match Disks::were_in(&opened) {
+                true => Store::open_again(&opened)?,
+                false => Store::open(&opened)?,
+            };
+            Ok::<_, Error>((store, reserve))
+        })
+        .await??;
+        if Disks::are_read_only(&data) {
+            mount_anew(&data, machines.clone()).await?;
+        }
+        let (opened, folder) = (data.clone(), images);
+        let (disks, image_store, boot_id, reserve) = blocking(move || {
             let disks = Disks::open(&DiskConfig { data: opened, storage, size: disk_size })?;
             let images = ImageStore::open(&folder)?;
             let boot_id = fs_err::read_to_string("/proc/sys/kernel/random/boot_id")
                 .map_err(|error| Error::internal("the kernel has no boot id").because(error))?;
-            Ok::<_, Error>((store, disks, images, boot_id.trim().to_owned()))
+            reserve.take();
+            Ok::<_, Error>((disks, images, boot_id.trim().to_owned(), reserve))
         })
         .await??;
         let computers = run.join("computers");
@@ -168,8 +236,7 @@ impl Control {
         // Before anyone asks an agent for anything.
         thaw_all(&run);
         let history = House::new(&run, disks.storage(), keep_states);
-        let config = MachinesConfig { run, data: data.clone(), images, pool, agent };
-        let (machines, running) = match Machines::connect(config).await {
+        let (machines, running) = match Machines::connect(machines).await {
             Ok(connected) => connected,
             Err(error) => {
                 // Nothing was taken up, so the mount of the disks goes again, unless computers of an
@@ -186,6 +253,7 @@ impl Control {
         let (of_launcher, of_gate) = (Arc::clone(&events), Arc::clone(&events));
         machines.on_restart(move || of_launcher.tell(EventKind::LauncherRestarted, None, None, Value::Null));
         let gate = Gate::open(&data, &gate_run, &net, of_gate).await?;
+        let pools = Arc::new(Pools::new(store.pools().await?, Arc::clone(&events)));
         let control = Self(Arc::new(Inner {
             data,
             defaults,
@@ -200,9 +268,15 @@ impl Control {
             net,
             gate,
             history,
+            late: Arc::new(Late::new(sync_steps)),
+            reserve,
+            criu_named: criu,
+            criu: OnceLock::new(),
             disks: RwLock::new(Some(disks)),
             registry: Registry::new(),
             trash: Trash::new(trash_for),
+            backups: Backups::default(),
+            pools,
             keys: Keys::default(),
             tasks: TaskTracker::new(),
             endings: TaskTracker::new(),
@@ -210,6 +284,9 @@ impl Control {
             dials: Arc::new(Semaphore::new(ports::dials_max())),
         }));
         let ran = running.len();
+        if let Err(error) = pools::tell_launcher(&control.0).await {
+            tracing::error!(error = error.chain(), "the kernel may hold pools to other limits than they have");
+        }
         recover::take_up(&control.0, running).await?;
         control.end_explorations();
         control.0.tasks.spawn(trash::look_after(Arc::clone(&control.0)));
@@ -217,17 +294,22 @@ impl Control {
         let detail = json!({ "version": env!("CARGO_PKG_VERSION"), "computers": known, "running": ran });
         control.0.events.tell(EventKind::DaemonStarted, None, None, detail);
         tokio::spawn(watch::run(Arc::downgrade(&control.0)));
+        tokio::spawn(durable::run(Arc::clone(&control.0.late), Arc::downgrade(&control.0)));
         // The first computer shall not find it starting. Without one, all goes on, and nothing leaves.
         control.0.gate.settled().await;
         Ok(control)
     }
 
-    /// One computer, with what it uses while it runs.
+    /// One computer, with what it uses while it runs. `memory`: and with what can be done with its memory, for which
+    /// all that runs inside is looked at.
     ///
     /// Errors: `computer_not_found`, `ambiguous_id`.
-    pub async fn get(&self, computer: &str) -> Result<ComputerView, Error> {
+    pub async fn get(&self, computer: &str, memory: bool) -> Result<ComputerView, Error> {
         let handle = self.0.registry.find_any(computer)?;
         let mut view = handle.view();
+        if memory {
+            view.memory_state = self.memory(&handle).await;
+        }
         if view.state == State::Running {
             match self.0.machines.usage(handle.id).await {
                 Ok(usage) => {
@@ -256,7 +338,7 @@ impl Control {
         let limit = page_limit(limit)?;
         let (page, more) = self.0.registry.page(after, limit, |handle| {
             state.map_or(handle.state() != State::Trashed, |state| state == handle.state())
-                && labels.iter().all(|(key, value)| handle.spec.labels.get(key) == Some(value))
+                && labels.iter().all(|(key, value)| handle.spec().labels.get(key) == Some(value))
         });
         let next = page.last().filter(|_| more).map(|last| last.id.to_string());
         Ok(Page { items: page.iter().map(|handle| handle.view()).collect(), next })
@@ -288,6 +370,7 @@ impl Control {
     pub async fn shutdown(&self, grace: Option<Duration>) -> Result<(), Error> {
         let grace = check_grace(grace)?;
         self.0.closing.store(true, Ordering::Release);
+        self.0.backups.stop();
         let stops = self.0.registry.all().into_iter().map(|handle| async move {
             let mut status = handle.status.subscribe();
             if matches!(handle.state(), State::Creating | State::Starting) {
@@ -302,6 +385,7 @@ impl Control {
             let _ = tokio::time::timeout(grace + STOP_MARGIN + STEPS_END_WAIT, gone).await;
         });
         join_all(stops).await;
+        self.0.backups.ended().await;
         self.0.tasks.close();
         self.0.endings.close();
         let _ = tokio::time::timeout(ENDINGS_WAIT, self.0.endings.wait()).await;
@@ -316,6 +400,7 @@ impl Control {
         }
         self.0.history.work.close();
         let _ = tokio::time::timeout(KEEP_WAIT, self.0.history.work.wait()).await;
+        durable::make_safe(&self.0).await;
         let disks = self.0.disks.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(disks) = disks {
             blocking(move || disks.close()).await??;

@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Instant};
 
 use den_api::{ComputerView, CreateComputer};
-use den_disk::Identity;
+use den_disk::{Disk, Identity};
 use den_gate::policy::Policy;
 use den_image::Image;
 use den_machine::{BootPlan, Machine};
@@ -35,6 +35,7 @@ use crate::{
     metrics::Operation,
     names::friendly,
     net::{self, Net},
+    pools::Seat,
     spec::{self, Wanted},
     task,
 };
@@ -47,7 +48,7 @@ impl Control {
     /// request made again gives the same computer.
     ///
     /// Errors: `bad_name`, `bad_size`, `bad_request`, `unsupported`, `name_taken`, `image_not_found`,
-    /// `idempotency_mismatch`, `host_full`, `host_lacks`. Nothing is left of it then.
+    /// `idempotency_mismatch`, `pool_not_found`, `pool_full`, `host_full`, `host_lacks`. Nothing is left of it then.
     pub async fn create(&self, request: CreateComputer, key: Option<String>, who: &Who) -> Result<ComputerView, Error> {
         let began = Instant::now();
         self.0.open_for_work()?;
@@ -61,11 +62,14 @@ impl Control {
                 Err(made) => return self.replayed(made),
             },
         };
+        self.0.reserve.room()?;
         let image = self.0.images.resolve(&wanted.image)?;
         if wanted.entrypoint && image.config.entrypoint.is_empty() && image.config.cmd.is_empty() {
             return Err(Error::bad_request(format!("`entrypoint`: the image `{}` has no command", wanted.image)));
         }
-        let (handle, inbox) = self.reserve(wanted, policy, &image, None)?;
+        let seat = self.0.pools.take(&wanted.pool, &[new_id()], &wanted.limits)?.pop();
+        let seat = seat.ok_or_else(|| Error::internal("a pool gave no room and no reason"))?;
+        let (handle, inbox) = self.reserve(seat, wanted, policy, &image, None)?;
         handle.idle.set(idle);
         tracing::debug!(computer = %handle.id, who = who.0, "a computer is made");
         let (reply, made) = oneshot::channel();
@@ -91,7 +95,14 @@ impl Control {
         let hash = blake3::hash(&body);
         loop {
             match self.0.keys.claim(key, hash)? {
-                Claim::First(ticket) => return Ok(Ok(ticket)),
+                // Before room or a name is taken: what it made may be what has them.
+                Claim::First(ticket) => match self.0.store.made_by(key, &ticket.hash()).await? {
+                    Some(id) => {
+                        ticket.made(id);
+                        return Ok(Err(id));
+                    }
+                    None => return Ok(Ok(ticket)),
+                },
                 Claim::Again(made) => {
                     if let Some(id) = outcome(made).await {
                         return Ok(Err(id));
@@ -112,13 +123,14 @@ impl Control {
     /// Puts the computer where others see it, under a name that nobody else has.
     pub(crate) fn reserve(
         &self,
+        seat: Seat,
         wanted: Wanted,
         policy: Policy,
         image: &Image,
         parent: Option<Parent>,
     ) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
-        let Wanted { name, image: image_name, limits, env, labels, entrypoint } = wanted;
-        let id = ComputerId::from_uuid(Uuid::now_v7());
+        let Wanted { name, image: image_name, limits, env, labels, entrypoint, pool } = wanted;
+        let id = seat.id();
         let steps_dir = self.0.disks()?.disk(id).steps;
         let spec = |name| ComputerSpec {
             name,
@@ -129,6 +141,7 @@ impl Control {
             env: env.clone(),
             labels: labels.clone(),
             entrypoint,
+            pool: pool.clone(),
         };
         let at = now();
         let status = Status::of(State::Creating, None, at);
@@ -139,23 +152,27 @@ impl Control {
             let (handle, inbox) = Handle::new(known, status.clone());
             self.0.registry.insert(Arc::clone(&handle)).map(|()| (handle, inbox))
         };
-        match name {
+        let added = match name {
             Some(name) => add(name.clone()).map_err(|holder| Error::name_taken(&name, holder)),
             None => {
                 let seed = id.uuid().as_u64_pair().1;
                 let made_up = (0..NAME_ATTEMPTS).map(|attempt| friendly(seed, attempt));
                 let last = format!("c-{}", id.short()).parse();
-                for name in made_up.chain(last) {
-                    if self.0.registry.holder(&name).is_none()
-                        && let Ok(added) = add(name)
-                    {
-                        return Ok(added);
-                    }
-                }
-                Err(Error::internal("no free name was found"))
+                let free = |name: &ComputerName| self.0.registry.holder(name).is_none();
+                let added = made_up.chain(last).filter(free).find_map(|name| add(name).ok());
+                added.ok_or_else(|| Error::internal("no free name was found"))
             }
+        };
+        if added.is_ok() {
+            seat.keep();
         }
+        added
     }
+}
+
+/// Names a computer that is to be made.
+pub(crate) fn new_id() -> ComputerId {
+    ComputerId::from_uuid(Uuid::now_v7())
 }
 
 enum Outcome {
@@ -217,11 +234,11 @@ async fn make(
             if let Some(ticket) = ticket {
                 ticket.made(id);
             }
-            tracing::info!(computer = %id, name = %handle.name(), image = %handle.spec.image, "a computer runs");
+            tracing::info!(computer = %id, name = %handle.name(), image = %handle.spec().image, "a computer runs");
             drop(reply.send(Ok(Outcome::Made(Box::new(handle.view())))));
-            let image = handle.spec.image.to_string();
+            let image = handle.spec().image.to_string();
             inner.events.tell(EventKind::Created, Some(&handle), Some(&who), json!({ "image": image }));
-            if handle.spec.entrypoint {
+            if handle.spec().entrypoint {
                 start_entrypoint(&inner, &handle, machine);
             }
             task::run(inner, handle, inbox).await;
@@ -238,7 +255,7 @@ async fn make(
 pub(crate) fn row_of(inner: &Inner, handle: &Handle) -> Computer {
     Computer {
         id: handle.id,
-        spec: handle.spec.clone(),
+        spec: (*handle.spec()).clone(),
         state: State::Creating,
         reason: None,
         created_at: handle.created_at,
@@ -260,7 +277,7 @@ async fn carry(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Mac
 
 /// Makes the disk of a computer.
 pub(crate) async fn make_disk(inner: &Inner, handle: &Handle) -> Result<(), Error> {
-    let (disks, id, limit) = (inner.disks()?, handle.id, handle.spec.limits.disk);
+    let (disks, id, limit) = (inner.disks()?, handle.id, handle.limits().disk);
     let hostname = handle.name().to_string();
     blocking(move || {
         let seed = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
@@ -272,7 +289,7 @@ pub(crate) async fn make_disk(inner: &Inner, handle: &Handle) -> Result<(), Erro
 
 /// Lays down the state that a computer was made as from its image.
 pub(crate) async fn make_zero(inner: &Inner, handle: &Handle) -> Result<(), Error> {
-    let (disks, id, limit) = (inner.disks()?, handle.id, handle.spec.limits.disk);
+    let (disks, id, limit) = (inner.disks()?, handle.id, handle.limits().disk);
     let hostname = handle.name().to_string();
     blocking(move || {
         let seed = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
@@ -282,17 +299,31 @@ pub(crate) async fn make_zero(inner: &Inner, handle: &Handle) -> Result<(), Erro
     Ok(())
 }
 
-/// Boots a computer on the disk it has. The gate takes its link up while its agent wakes.
-pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
-    let disk = inner.disks()?.disk(handle.id);
-    handle.history.boots();
-    let plan = BootPlan {
+/// What a computer is booted from.
+pub(crate) fn plan<'a>(
+    inner: &Inner,
+    handle: &'a Handle,
+    image: &'a Image,
+    disk: &'a Disk,
+    counter: Option<&'a str>,
+) -> BootPlan<'a> {
+    BootPlan {
         id: handle.id,
         hostname: handle.name().as_str(),
         layers: &image.layers,
         disk: &disk.live,
-        limits: handle.spec.limits,
-    };
+        limits: handle.limits(),
+        pool: inner.pools.cgroup_of(handle.id),
+        counter,
+    }
+}
+
+/// Boots a computer on the disk it has. The gate takes its link up while its agent wakes.
+pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> Result<Machine, Error> {
+    let disk = inner.disks()?.disk(handle.id);
+    handle.history.boots();
+    let counter = inner.disks()?.counter(handle.id);
+    let plan = plan(inner, handle, image, &disk, counter.as_deref());
     let mut attached = None;
     let booted = inner.machines.boot_with(&plan, |machine| attached = Some(inner.gate.attach(handle, machine))).await;
     match (&booted, attached) {
@@ -333,4 +364,5 @@ pub(crate) async fn unmake(inner: &Inner, handle: &Arc<Handle>, has_row: bool) {
         tracing::error!(computer = %id, error = chain(&error), "the row of a computer that was not made is left");
     }
     inner.registry.remove(handle);
+    inner.pools.leave(id);
 }

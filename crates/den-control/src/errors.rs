@@ -8,7 +8,7 @@ use den_disk::DiskError;
 use den_history::HistoryError;
 use den_image::ImageError;
 use den_machine::{LinkError, MachineError};
-use den_model::{Bytes, ComputerName, NameError, Refused, SizeError, State, StateName};
+use den_model::{Amount, Bytes, ComputerName, NameError, PoolName, Refused, Short, SizeError, State, StateName};
 use den_store::StoreError;
 use den_wire::agent::{Failure, FailureKind};
 
@@ -90,6 +90,40 @@ impl Error {
             .hint(format!("`den undo {name}` brings it back; its log, files and states can be read as it lies there"))
     }
 
+    pub(crate) fn pool_not_found(name: &str) -> Self {
+        Self::new("pool_not_found", 404, format!("there is no pool `{name}`"))
+            .hint("`den pool ls` lists the pools, `den pool new` makes one")
+    }
+
+    pub(crate) fn pool_full(name: &PoolName, short: &Short) -> Self {
+        let (what, left) = (short.what, short.what.text(short.left()));
+        let (limit, wanted) = (what.text(short.limit), what.text(short.wanted));
+        let message = format!("the pool `{name}` is full: {wanted} wanted, {left} left of {limit}");
+        let room = match what {
+            Amount::Computers => "remove computers of it (`den rm`)",
+            Amount::Memory => "stop or remove computers of it (`den stop`, `den rm`)",
+            Amount::Disk => "remove computers of it for good (`den rm --now`, `den trash empty`)",
+        };
+        Self::new("pool_full", 409, message)
+            .hint(format!("{room}, ask for less, or give it more with `den pool set {name} --{what}`"))
+            .retryable()
+    }
+
+    pub(crate) fn pool_too_small(name: &PoolName, short: &Short) -> Self {
+        let (limit, wanted) = (short.what.text(short.limit), short.what.text(short.wanted));
+        Self::new("pool_too_small", 409, format!("{limit} is too little for the pool `{name}`: {wanted} is taken"))
+            .hint(format!("stop or remove computers of it first; `den pool info {name}` shows what is taken"))
+    }
+
+    pub(crate) fn pool_in_use(name: &PoolName, computers: u64, trashed: u64) -> Self {
+        let message = match trashed {
+            0 => format!("the pool `{name}` has {computers} computers in it"),
+            _ => format!("the pool `{name}` has {computers} computers in it, {trashed} of them in the trash"),
+        };
+        Self::new("pool_in_use", 409, message)
+            .hint("remove them for good first: `den rm --now`, and `den trash empty` for what lies in the trash")
+    }
+
     pub(crate) fn step_not_found(name: &ComputerName, number: u64) -> Self {
         Self::new("step_not_found", 404, format!("`{name}` has no step {number}"))
             .hint(format!("`den log {name}` lists its steps"))
@@ -154,8 +188,24 @@ impl Error {
             .hint(format!("`den replug {name}` takes it back; its log, files, states and flows may be read"))
     }
 
-    pub(crate) fn unsupported_memory(name: &ComputerName) -> Self {
-        let message = format!("the memory of `{name}` cannot be written to the disk: there is no CRIU 4.2 or newer");
+    /// States that hold memory are not kept.
+    pub(crate) fn unsupported_memory_state(name: &ComputerName) -> Self {
+        let message = format!("a state of `{name}` with its memory cannot be kept: this Den keeps disks alone");
+        Self::new("unsupported", 501, message).hint(format!(
+            "without --memory it has the disk; `den fork {name} --memory` makes another one with what runs, and \
+             `den pause --to-disk` keeps that"
+        ))
+    }
+
+    /// Why a fork has no memory.
+    pub(crate) fn unsupported_memory_fork(name: &ComputerName, why: &str) -> Self {
+        let message = format!("a fork of `{name}` with its memory cannot be made: {why}");
+        Self::new("unsupported", 501, message).hint("without --memory it has the disk, and services start again")
+    }
+
+    /// Why the memory of a computer stays in memory.
+    pub(crate) fn unsupported_memory(name: &ComputerName, why: &str) -> Self {
+        let message = format!("the memory of `{name}` cannot be written to the disk: {why}");
         Self::new("unsupported", 501, message)
             .hint(format!("`den pause {name}` keeps it in memory; `den stop {name}` keeps the disk alone"))
     }
@@ -193,6 +243,10 @@ impl Error {
                     ))
                     .retryable()
                     .because(error)
+            }
+            LinkError::TooMuch { what, limit } => {
+                Self::new("too_large", 413, format!("`{name}` has more than {limit} {what} there"))
+                    .hint("list fewer levels, or a folder further down")
             }
             other => Self::new("agent_lost", 502, format!("the agent in `{name}` is not to be reached"))
                 .hint(format!("`den info {name}` shows whether it still runs"))
@@ -238,7 +292,11 @@ impl Error {
             K::HalfDone => {
                 is("merge_broken", 500, "the merge failed halfway").hint("restore the state that was kept before it")
             }
+            // EINVAL, ENAMETOOLONG, EBUSY.
             K::Other => match failure.errno {
+                Some(22) => is("bad_request", 400, "the kernel does not take this"),
+                Some(36) => is("bad_request", 400, "a name of more than 255 bytes, or a path of 4096"),
+                Some(16) => is("permission_denied", 403, "it is in use, as what is mounted is"),
                 Some(errno) => {
                     let words = std::io::Error::from_raw_os_error(errno);
                     Self::new("file_failed", 500, format!("`{subject}` in `{name}`: {words}"))
@@ -263,11 +321,20 @@ impl From<StoreError> for Error {
             StoreError::Newer { .. } => {
                 Self::new("store_newer", 500, error.to_string()).hint("use the newer Den that wrote it")
             }
+            StoreError::Corrupt { .. } | StoreError::Foreign { .. } => Self::new(error.code(), 500, error.to_string())
+                .hint(
+                    "nothing was written; put your last copy of `den.db*` in its place, docs/OPERATIONS.md says more",
+                ),
+            StoreError::Missing { .. } => Self::new("store_missing", 500, error.to_string()).hint(
+                "put your last copy of `den.db*` in its place; to begin anew, move `computers` and `disk.btrfs` away",
+            ),
             StoreError::LabelTaken { label, .. } => {
                 Self::new("label_taken", 409, format!("there is a state `{label}` already"))
                     .hint("take another label, or let that one go with `den snaps rm NAME@LABEL`")
             }
             StoreError::ServiceExists { .. } => Self::new("service_exists", 409, error.to_string()),
+            StoreError::PoolExists { .. } => Self::new("pool_exists", 409, error.to_string()),
+            StoreError::NoSuchPool { pool } => Self::pool_not_found(pool),
             StoreError::NoSuchService { .. } => Self::new("service_not_found", 404, error.to_string()),
             StoreError::NothingToUndo { .. } => Self::new("nothing_to_undo", 409, "it was taken back already")
                 .hint("`den undo --list` shows what can be"),
@@ -317,14 +384,24 @@ impl From<HistoryError> for Error {
 impl From<DiskError> for Error {
     fn from(error: DiskError) -> Self {
         let text = chain(&error);
+        let number = match &error {
+            // As transparent as they are, they would be passed over.
+            DiskError::Sys(error) => Some(error.errno),
+            DiskError::Io(error) => error_number(error),
+            other => error_number(other),
+        };
         if matches!(error, DiskError::Unsupported { .. }) {
             Self::new("history_unsupported", 501, text)
                 .hint("serve a data folder on btrfs, or without `--storage plain`")
                 .because(error)
-        } else if error_number(&error).is_some_and(is_full) {
+        } else if number.is_some_and(is_full) {
             Self::new("host_full", 507, text)
                 .hint("make room on the disk of the data folder, or remove computers with `den rm`")
                 .because(error)
+        } else if number.is_some_and(takes_no_writes) {
+            let hint = "the disks take no writes, `dmesg` says why: after a full disk make room on that of the data \
+                        folder, then `den shutdown` and `den serve`";
+            Self::new("storage_failed", 500, text).hint(hint).because(error)
         } else {
             Self::new("storage_failed", 500, text).hint("`den doctor` says what this host lacks").because(error)
         }
@@ -342,6 +419,10 @@ impl From<MachineError> for Error {
             Some(number) if is_full(number) => Self::new("host_full", 507, text)
                 .hint("the host has no room for another computer: remove some with `den rm`")
                 .because(error),
+            // An overlay whose disk takes no writes.
+            Some(30) => Self::new("host_full", 507, text)
+                .hint("make room on the disk of the data folder; `dmesg` says whether it turned read-only")
+                .because(error),
             _ if matches!(error, MachineError::Agent { .. } | MachineError::LauncherEnded { .. }) => {
                 Self::new("boot_failed", 500, text)
                     .hint("try again; `den doctor` says what this host lacks")
@@ -356,6 +437,11 @@ impl From<MachineError> for Error {
 /// ENOSPC, EDQUOT, ENOMEM, EAGAIN, EMFILE, ENFILE.
 fn is_full(errno: i32) -> bool {
     matches!(errno, 28 | 122 | 12 | 11 | 24 | 23)
+}
+
+/// EIO and EROFS: btrfs was told of a write that failed.
+fn takes_no_writes(errno: i32) -> bool {
+    matches!(errno, 5 | 30)
 }
 
 /// The kernel's number behind an error, wherever in its chain it is.

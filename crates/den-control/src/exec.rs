@@ -24,11 +24,12 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     Error, Who,
+    answer::answered,
     control::{Control, Inner, now, page_limit},
     errors::{chain, too_long, too_many},
     handle::{Handle, Reply},
-    life::Awake,
-    limits::{ANSWER_WAIT, COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT, START_PATIENCE_MS},
+    life::{Awake, hibernate},
+    limits::{COMMAND_BYTES_MAX, READERS_MAX, RECOVERY_WAIT, START_PATIENCE_MS},
     log::{LastRecord, end_of, first_words},
     metrics::Operation,
     output::{Follow, OutputReader, OutputStream, Progress, Reading},
@@ -44,6 +45,8 @@ pub struct Execution {
     pub output: OutputReader,
     /// The way to its standard input and terminal.
     pub input: Input,
+    /// Its first process, as it is numbered inside; none of one that was over at once.
+    pub pid: Option<u32>,
 }
 
 /// The way in to a running step.
@@ -52,9 +55,15 @@ pub struct Input {
     number: u64,
     /// None where all of the standard input went with the command: then it is joined when needed.
     link: Option<StepInput>,
+    pid: Option<u32>,
 }
 
 impl Input {
+    /// The first process of a step that was joined while it ran, as it is numbered inside.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// Sends standard input; waits while the command does not read it.
     pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let sent = self.link().await?.stdin(bytes).await;
@@ -84,16 +93,16 @@ impl Input {
         self.handle.plugged()?;
         let link = match self.link.take() {
             Some(link) => link,
-            None => join(&self.handle, &*self.handle.awake().await?, self.number).await?,
+            None => join(&self.handle, &*self.handle.awake().await?, self.number).await?.0,
         };
         Ok(self.link.insert(link))
     }
 }
 
 /// A further way in to a running step.
-async fn join(handle: &Handle, machine: &Machine, number: u64) -> Result<StepInput, Error> {
-    match machine.link().attach(number).await {
-        Ok(StepLink { input, .. }) => Ok(input),
+async fn join(handle: &Handle, machine: &Machine, number: u64) -> Result<(StepInput, Option<u32>), Error> {
+    match answered(handle, machine.link().attach(number)).await {
+        Ok(StepLink { input, pid, .. }) => Ok((input, pid)),
         Err(LinkError::Failed(failure)) if failure.kind == FailureKind::NoSuchStep => {
             Err(Error::step_ended(handle.name(), number))
         }
@@ -120,6 +129,7 @@ struct Plan {
 struct Started {
     live: Arc<Live>,
     input: Option<StepInput>,
+    pid: Option<u32>,
 }
 
 impl Control {
@@ -138,7 +148,7 @@ impl Control {
         handle.steps.room()?;
         let (reply, started) = oneshot::channel();
         self.0.tasks.spawn(run(Arc::clone(&self.0), Arc::clone(&handle), awake.machine(), plan, reply));
-        let Started { live, input } = started.await.map_err(|_| Error::shutting_down())??;
+        let Started { live, input, pid } = started.await.map_err(|_| Error::shutting_down())??;
         self.0.metrics.took(Operation::Exec, began);
         let step = StepView::from(&live.step);
         let output = OutputReader::new(Reading {
@@ -151,8 +161,8 @@ impl Control {
             only: None,
             turn,
         });
-        let input = Input { handle, number: step.number, link: input };
-        Ok(Execution { step, output, input })
+        let input = Input { handle, number: step.number, link: input, pid };
+        Ok(Execution { step, output, input, pid })
     }
 
     /// Reads the output of a step from any byte.
@@ -201,7 +211,8 @@ impl Control {
             },
             Found::Ended(_) => None,
         };
-        Ok(Input { handle, number, link })
+        let (link, pid) = link.map_or((None, None), |(link, pid)| (Some(link), pid));
+        Ok(Input { handle, number, link, pid })
     }
 
     /// Sends a signal to a running step.
@@ -211,7 +222,7 @@ impl Control {
         let signal = parse_signal(&request.signal)?;
         let scope = if request.process_only { SignalScope::Process } else { SignalScope::Group };
         let (handle, machine) = self.running_step(computer, number).await?;
-        match machine.link().signal(number, signal, scope).await {
+        match answered(&handle, machine.link().signal(number, signal, scope)).await {
             Ok(()) => Ok(()),
             Err(LinkError::Failed(failure)) if failure.kind == FailureKind::NoSuchStep => {
                 Err(Error::step_ended(handle.name(), number))
@@ -320,7 +331,7 @@ impl Plan {
         let stdin = stdin.map(|text| BASE64.decode(text)).transpose();
         let stdin = stdin.map_err(|error| Error::bad_request(format!("`stdin` is no base64: {error}")))?;
         let pty = pty.map(|pty| terminal(handle.name(), pty)).transpose()?;
-        let base = handle.base(|| inner.images.by_digest(&handle.spec.image_digest).ok());
+        let base = handle.base(|| inner.images.by_digest(&handle.spec().image_digest).ok());
         let cwd = cwd.or_else(|| base.cwd.clone());
         let user = user.or_else(|| base.user.clone());
         let own = env.into_iter().map(|(key, value)| ByteVec::from(format!("{key}={value}").into_bytes()));
@@ -357,7 +368,7 @@ fn terminal(name: &ComputerName, size: PtySize) -> Result<Pty, Error> {
 
 /// Starts the image's own command as a step, and lets it run.
 pub(crate) fn start_entrypoint(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: Machine) {
-    let base = handle.base(|| inner.images.by_digest(&handle.spec.image_digest).ok());
+    let base = handle.base(|| inner.images.by_digest(&handle.spec().image_digest).ok());
     let request = ExecRequest { argv: base.command.clone(), ..ExecRequest::default() };
     match Plan::check(inner, handle, request, &Who("boot".to_owned())) {
         Ok(plan) => {
@@ -400,7 +411,7 @@ pub(crate) async fn start_service(
 async fn run(inner: Arc<Inner>, handle: Arc<Handle>, machine: Machine, plan: Plan, reply: Reply<Started>) {
     let has_input = plan.exec.stdin || plan.exec.pty.is_some();
     match begin(&inner, &handle, &machine, plan).await {
-        Ok((live, StepLink { events, input }, stdin)) => {
+        Ok((live, StepLink { events, input, pid }, stdin)) => {
             failpoint::hit("exec.sent");
             let mut input = match has_input {
                 true => Some(input),
@@ -420,7 +431,7 @@ async fn run(inner: Arc<Inner>, handle: Arc<Handle>, machine: Machine, plan: Pla
                     }
                 });
             }
-            drop(reply.send(Ok(Started { live: Arc::clone(&live), input })));
+            drop(reply.send(Ok(Started { live: Arc::clone(&live), input, pid })));
             failpoint::hit("exec.started");
             follow(&inner, &handle, &machine, &live, events).await;
         }
@@ -479,18 +490,6 @@ async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan
                 not_started(inner, handle, &live, &error.message).await;
             }
             Err(error)
-        }
-    }
-}
-
-/// What the agent says to a command, if it says anything while its computer does not stand still on purpose.
-async fn answered<T>(handle: &Handle, answer: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
-    let mut answer = std::pin::pin!(answer);
-    loop {
-        match tokio::time::timeout(ANSWER_WAIT, &mut answer).await {
-            Ok(answer) => return answer,
-            Err(_) if handle.stand.is_wanted() => {}
-            Err(_) => return Err(LinkError::Silent(ANSWER_WAIT)),
         }
     }
 }
@@ -556,6 +555,10 @@ pub(crate) async fn join_again(handle: &Handle, machine: &Machine, number: u64) 
 
 /// Ends a step that nobody can tell of any more, by what its log says.
 pub(crate) async fn end_from_log(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live) {
+    if inner.open_for_work().is_err() && hibernate::is_kept(inner, handle.id) {
+        // It has not ended: the next daemon goes on with it.
+        return handle.steps.forget(live.step.number);
+    }
     let known_bytes = live.progress.borrow().output_bytes;
     let said = live.log.as_deref().and_then(|log| end_by_log(log, live.step.started_at));
     let (end, output_bytes) = said.map_or((StepEnd::Lost, known_bytes), |said| (said.end, said.output_bytes));

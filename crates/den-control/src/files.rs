@@ -12,7 +12,9 @@ use den_wire::agent::{self, ChangeKind, FileStat, Request};
 
 use crate::{
     Error, Who,
+    answer::{answered, carried},
     control::{Control, Inner, now},
+    durable::step_is_safe_or_said,
     handle::Handle,
     life::{Awake, Busy},
     limits::DEPTH_MAX,
@@ -34,6 +36,19 @@ pub struct WriteFile {
     pub parents: bool,
     /// Whether it is added to the end of what is there.
     pub append: bool,
+    /// Whether what is there is emptied and written in place.
+    pub in_place: bool,
+    /// Extended attributes in place of all whose names begin alike; only with `in_place`.
+    pub attributes: Option<Attributes>,
+}
+
+/// Extended attributes of a file: those whose names begin with `prefix`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// What their names begin with.
+    pub prefix: String,
+    /// The rest of each name, and its value.
+    pub set: Vec<(String, Vec<u8>)>,
 }
 
 /// Bytes on their way out of a computer.
@@ -51,11 +66,11 @@ impl FileReader {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
-        self.source.next().await.map_err(|error| self.handle.link_error(error))
+        carried(&self.handle, self.source.next()).await.map_err(|error| self.handle.link_error(error))
     }
 }
 
-/// Bytes on their way in. Dropped unfinished, what was there stays as it was.
+/// Bytes on their way in. Dropped unfinished, what was there stays as it was, unless they are written in place.
 struct Sink {
     sink: Option<DataSink>,
     step: Change,
@@ -65,7 +80,7 @@ impl Sink {
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let Some(sink) = &mut self.sink else { return Err(broken()) };
         self.step.handle.plugged()?;
-        match sink.send(bytes).await {
+        match carried(&self.step.handle, sink.send(bytes)).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.sink = None;
@@ -75,7 +90,8 @@ impl Sink {
     }
 
     async fn finish(mut self) -> Result<Option<FileStat>, Error> {
-        match self.sink.take().ok_or_else(broken)?.finish().await {
+        let sink = self.sink.take().ok_or_else(broken)?;
+        match carried(&self.step.handle, sink.finish()).await {
             Ok(stat) => {
                 self.step.end(StepEnd::Exited { code: 0 }).await;
                 Ok(stat)
@@ -89,7 +105,8 @@ fn broken() -> Error {
     Error::bad_request("the transfer has failed before")
 }
 
-/// Writes a file. It appears whole when finished; dropped unfinished, what was there stays.
+/// Writes a file. It appears whole when finished; dropped unfinished, what was there stays. One that is written in
+/// place or added to is there from the beginning on, and dropped unfinished it keeps what came until then.
 pub struct FileWriter(Sink);
 
 impl FileWriter {
@@ -175,8 +192,12 @@ impl Change {
 
     async fn end(&mut self, end: StepEnd) {
         if let Some(live) = &self.live {
+            let (number, well) = (live.step.number, end == StepEnd::Exited { code: 0 });
             finish(&self.inner, &self.handle, live, end, 0).await;
             self.live = None;
+            if well {
+                step_is_safe_or_said(&self.inner, &self.handle, number, None).await;
+            }
         }
     }
 
@@ -206,7 +227,8 @@ impl Control {
     /// Errors: `file_not_found`, `computer_stopped` and the others of files, as for all here.
     pub async fn stat(&self, computer: &str, path: &[u8], follow: bool) -> Result<StatView, Error> {
         let (handle, machine) = self.enter(computer, &[path]).await?;
-        let stat = machine.link().stat(path, follow).await.map_err(|error| handle.link_error(error))?;
+        let stat =
+            answered(&handle, machine.link().stat(path, follow)).await.map_err(|error| handle.link_error(error))?;
         Ok(stat_view(&stat))
     }
 
@@ -216,7 +238,8 @@ impl Control {
             return Err(Error::bad_request(format!("`depth`: {depth} is not from 1 to {DEPTH_MAX}")));
         }
         let (handle, machine) = self.enter(computer, &[path]).await?;
-        let entries = machine.link().list(path, depth).await.map_err(|error| handle.link_error(error))?;
+        let listed = carried(&handle, machine.link().list(path, depth)).await;
+        let entries = listed.map_err(|error| handle.link_error(error))?;
         Ok(entries.iter().map(stat_view).collect())
     }
 
@@ -229,36 +252,70 @@ impl Control {
         length: Option<u64>,
     ) -> Result<(StatView, FileReader), Error> {
         let (handle, machine) = self.enter(computer, &[path]).await?;
-        let (stat, source) =
-            machine.link().read(path, offset, length).await.map_err(|error| handle.link_error(error))?;
+        let opened = answered(&handle, machine.link().read(path, offset, length)).await;
+        let (stat, source) = opened.map_err(|error| handle.link_error(error))?;
         Ok((stat_view(&stat), FileReader { _busy: Busy::of(&handle), handle, source, first: None }))
     }
 
     /// Packs a path into a tar stream.
     pub async fn tar_out(&self, computer: &str, path: &[u8], follow: bool) -> Result<FileReader, Error> {
         let (handle, machine) = self.enter(computer, &[path]).await?;
-        let mut source = machine.link().tar_out(path, follow).await.map_err(|error| handle.link_error(error))?;
-        let first = source.next().await.map_err(|error| handle.link_error(error))?;
+        let first = async {
+            let mut source = machine.link().tar_out(path, follow).await?;
+            Ok((source.next().await?, source))
+        };
+        let (first, source) = carried(&handle, first).await.map_err(|error| handle.link_error(error))?;
         Ok(FileReader { _busy: Busy::of(&handle), handle, source, first })
     }
 
     /// Watches a path; the watch is armed when this returns.
     pub async fn watch(&self, computer: &str, path: &[u8], recursive: bool) -> Result<Watcher, Error> {
         let (handle, machine) = self.enter(computer, &[path]).await?;
-        let changes = machine.link().watch(path, recursive).await.map_err(|error| handle.link_error(error))?;
+        let armed = carried(&handle, machine.link().watch(path, recursive, false)).await;
+        let changes = armed.map_err(|error| handle.link_error(error))?;
+        Ok(Watcher { _busy: Busy::of(&handle), handle, changes })
+    }
+
+    /// Extended attributes of paths whose names begin with `prefix`, a list a path, without the prefix. None of what
+    /// is not there.
+    pub async fn attributes(&self, computer: &str, paths: &[&[u8]], prefix: &str) -> Result<Vec<Attributes>, Error> {
+        let (handle, machine) = self.enter(computer, paths).await?;
+        let found = carried(&handle, machine.link().attributes(paths, prefix.as_bytes())).await;
+        let found = found.map_err(|error| handle.link_error(error))?;
+        let named = |one: agent::DressXattr| {
+            let name = one.name.get(prefix.len()..).map(text).unwrap_or_default();
+            (name, one.value.map(|value| value.to_vec()).unwrap_or_default())
+        };
+        let of = |list: Vec<_>| Attributes { prefix: prefix.to_owned(), set: list.into_iter().map(named).collect() };
+        Ok(found.into_iter().map(of).collect())
+    }
+
+    /// As [`Control::watch`], told as the kernel tells it: see `den_wire::agent::Request::Watch`.
+    pub async fn watch_plain(&self, computer: &str, path: &[u8], recursive: bool) -> Result<Watcher, Error> {
+        let (handle, machine) = self.enter(computer, &[path]).await?;
+        let armed = carried(&handle, machine.link().watch(path, recursive, true)).await;
+        let changes = armed.map_err(|error| handle.link_error(error))?;
         Ok(Watcher { _busy: Busy::of(&handle), handle, changes })
     }
 
     /// Writes a file.
     pub async fn write_file(&self, computer: &str, file: WriteFile, who: &Who) -> Result<FileWriter, Error> {
-        let WriteFile { path, mode, owner, mtime, parents, append } = file;
+        let WriteFile { path, mode, owner, mtime, parents, append, in_place, attributes } = file;
         let (handle, machine) = self.enter(computer, &[&path]).await?;
         check_mode(mode)?;
         let verb = if append { "append" } else { "write" };
         let argv = vec![verb.to_owned(), text(&path)];
         let mut step = Change::begin(&self.0, &handle, argv, owner.clone(), who).await?;
-        let file = agent::WriteFile { path: path.into(), mode, owner, mtime, parents, append };
-        match machine.link().write(&file).await {
+        let attributes = attributes.map(|Attributes { prefix, set }| {
+            let named = |(name, value): (String, Vec<u8>)| agent::DressXattr {
+                name: format!("{prefix}{name}").into_bytes().into(),
+                value: Some(value.into()),
+            };
+            agent::Attributes { set: set.into_iter().map(named).collect(), prefix: prefix.clone().into_bytes().into() }
+        });
+        let path = path.into();
+        let file = agent::WriteFile { path, mode, owner, mtime, parents, append, in_place, attributes };
+        match answered(&handle, machine.link().write(&file)).await {
             Ok(sink) => Ok(FileWriter(Sink { sink: Some(sink), step })),
             Err(error) => Err(step.failed(error).await),
         }
@@ -276,7 +333,7 @@ impl Control {
         let (handle, machine) = self.enter(computer, &[path]).await?;
         let argv = vec!["unpack".to_owned(), text(path)];
         let mut step = Change::begin(&self.0, &handle, argv, owner.clone(), who).await?;
-        match machine.link().tar_in(path, owner.as_deref(), rename.as_deref()).await {
+        match answered(&handle, machine.link().tar_in(path, owner.as_deref(), rename.as_deref())).await {
             Ok(sink) => Ok(TarWriter(Sink { sink: Some(sink), step })),
             Err(error) => Err(step.failed(error).await),
         }
@@ -288,7 +345,7 @@ impl Control {
         let paths: Vec<&[u8]> = argv[1..].iter().map(String::as_bytes).collect();
         let (handle, machine) = self.enter(computer, &paths).await?;
         let mut step = Change::begin(&self.0, &handle, argv, None, who).await?;
-        match machine.link().change(&request).await {
+        match carried(&handle, machine.link().change(&request)).await {
             Ok(()) => {
                 step.end(StepEnd::Exited { code: 0 }).await;
                 Ok(())

@@ -3,24 +3,25 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
 use den_api::{ComputerView, RestoreView};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerId, ComputerName, ComputerSpec, Micros, Parent, Request, Sleep, State, StateName};
+use den_model::{ComputerId, ComputerName, ComputerSpec, Limits, Micros, Parent, Request, Sleep, State, StateName};
 use minicbor::bytes::ByteVec;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::{
     Error,
     history::{History, fork::parent_view},
-    life::{By, Doors, IdleCell, Stand},
+    life::{By, Copy, Doors, IdleCell, Stand},
     limits::{DIALS_MAX, MAILBOX_MAX},
     net::{ADDRESS, Net, NetCell},
     registry::Entry,
+    resize::Size,
     services::Services,
     steps::Steps,
     trash::{Removal, Undelete},
@@ -32,7 +33,8 @@ const CAPABILITIES: [&str; 9] = ["exec", "pty", "stdin", "attach", "signal", "fi
 /// One computer, for as long as it has a row.
 pub(crate) struct Handle {
     pub id: ComputerId,
-    pub spec: ComputerSpec,
+    name: ComputerName,
+    spec: RwLock<Arc<ComputerSpec>>,
     pub created_at: Micros,
     /// Where it was forked from.
     pub parent: Option<Parent>,
@@ -126,6 +128,20 @@ pub(crate) enum Ask {
         takes_back: Option<u64>,
         reply: Reply<RestoreView>,
     },
+    Resize {
+        size: Size,
+        who: String,
+        reply: Reply<()>,
+    },
+    Hibernate {
+        who: String,
+        reply: Reply<()>,
+    },
+    /// What runs of it, for forks.
+    Copy {
+        who: String,
+        reply: Reply<Copy>,
+    },
     Pause {
         by: By,
         reply: Reply<()>,
@@ -183,7 +199,7 @@ impl Entry for Handle {
         self.id
     }
     fn name(&self) -> &ComputerName {
-        &self.spec.name
+        &self.name
     }
 }
 
@@ -200,7 +216,8 @@ impl Handle {
         let (doors, stand, idle) = (Doors::new(), Stand::default(), IdleCell::default());
         let handle = Self {
             id,
-            spec,
+            name: spec.name.clone(),
+            spec: RwLock::new(Arc::new(spec)),
             created_at,
             parent,
             status,
@@ -219,7 +236,23 @@ impl Handle {
     }
 
     pub(crate) fn name(&self) -> &ComputerName {
-        &self.spec.name
+        &self.name
+    }
+
+    /// What it was made from, with the size that it has now.
+    pub(crate) fn spec(&self) -> Arc<ComputerSpec> {
+        Arc::clone(&self.spec.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What it may use.
+    pub(crate) fn limits(&self) -> Limits {
+        self.spec.read().unwrap_or_else(PoisonError::into_inner).limits
+    }
+
+    /// It may use this from now on. Only its task says so, with the row.
+    pub(crate) fn resized(&self, limits: Limits) {
+        let mut spec = self.spec.write().unwrap_or_else(PoisonError::into_inner);
+        *spec = Arc::new(ComputerSpec { limits, ..(**spec).clone() });
     }
 
     pub(crate) fn state(&self) -> State {
@@ -264,10 +297,11 @@ impl Handle {
     /// What commands are given; made once.
     pub(crate) fn base(&self, image: impl FnOnce() -> Option<Arc<Image>>) -> Arc<Base> {
         Arc::clone(self.base.get_or_init(|| match image() {
-            Some(image) => Arc::new(Base::new(&image, &self.spec)),
+            Some(image) => Arc::new(Base::new(&image, &self.spec())),
             None => {
-                tracing::warn!(computer = %self.id, digest = %self.spec.image_digest, "the image is gone: its environment is left out");
-                let env = self.spec.env.iter().map(|(key, value)| ByteVec::from(format!("{key}={value}").into_bytes()));
+                let spec = self.spec();
+                tracing::warn!(computer = %self.id, digest = %spec.image_digest, "the image is gone: its environment is left out");
+                let env = spec.env.iter().map(|(key, value)| ByteVec::from(format!("{key}={value}").into_bytes()));
                 Arc::new(Base { env: env.collect(), cwd: None, user: None, command: Vec::new() })
             }
         }))
@@ -275,7 +309,7 @@ impl Handle {
 
     pub(crate) fn view(&self) -> ComputerView {
         let Status { state, reason, changed_at, asleep, .. } = self.status.borrow().clone();
-        let spec = &self.spec;
+        let spec = self.spec();
         ComputerView {
             id: self.id,
             name: spec.name.to_string(),
@@ -290,6 +324,7 @@ impl Handle {
             pids: spec.limits.pids,
             env: spec.env.clone(),
             labels: spec.labels.clone(),
+            pool: spec.pool.to_string(),
             entrypoint: spec.entrypoint,
             parent: self.parent.as_ref().map(parent_view),
             created_at: self.created_at,
@@ -301,6 +336,7 @@ impl Handle {
             idle: self.idle.get().map(|idle| idle.to_string()),
             asleep: matches!(state, State::Paused | State::Stopped) && asleep,
             usage: None,
+            memory_state: None,
         }
     }
 }

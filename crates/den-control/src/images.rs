@@ -61,7 +61,7 @@ impl Control {
         let name = image_name(name)?;
         let (inner, removed) = (Arc::clone(&self.0), name.clone());
         let result = blocking(move || {
-            let in_use = |digest: &str| inner.registry.all().iter().any(|handle| handle.spec.image_digest == digest);
+            let in_use = |digest: &str| inner.registry.all().iter().any(|handle| handle.spec().image_digest == digest);
             inner.images.remove(&removed, &in_use)
         })
         .await?;
@@ -156,7 +156,10 @@ impl Inner {
     /// The names of computers that stand on an image.
     fn users(&self, digest: &str) -> Vec<String> {
         let all = self.registry.all();
-        all.iter().filter(|handle| handle.spec.image_digest == digest).map(|handle| handle.name().to_string()).collect()
+        all.iter()
+            .filter(|handle| handle.spec().image_digest == digest)
+            .map(|handle| handle.name().to_string())
+            .collect()
     }
 
     fn image_view(&self, image: &Image) -> ImageView {

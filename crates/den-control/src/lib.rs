@@ -15,6 +15,8 @@
 //!                ├─ events: what happened, told in passing, followed from the store
 //!                ├─ life: sleeping, waking on request, being cut off
 //!                ├─ images: jobs over the image store
+//!                ├─ pools: what computers share, and how much of it is taken
+//!                ├─ backup: all of it into another place, and a house made from there
 //!                ├─ trash, undo: what was removed or done, for a while taken back
 //!                └─ recover: rows, machines and disks held against each other, at open
 //! ```
@@ -33,11 +35,15 @@
 //! Limits are in `limits`, errors with their codes in `errors`. Not here: HTTP, terminals, and how
 //! anything is carried out on Linux.
 
+mod answer;
+mod backup;
 mod control;
 mod create;
+mod durable;
 mod errors;
 mod events;
 mod exec;
+mod facts;
 mod files;
 mod handle;
 mod health;
@@ -52,9 +58,12 @@ mod metrics;
 mod names;
 mod net;
 mod output;
+mod pools;
 mod ports;
 mod recover;
 mod registry;
+mod reserve;
+mod resize;
 mod services;
 mod signals;
 mod spec;
@@ -65,14 +74,18 @@ mod undo;
 mod usage;
 mod watch;
 
+pub use backup::{
+    BACKUP_EVERY_MIN, BACKUP_KEEP_MAX, BackupJob, BackupPlan, RestoreBackup, RestoredBackup, restore_backup,
+};
 pub use control::{Config, Control, ListComputers, Who};
 pub use den_disk::StorageChoice;
 pub use den_history::Progress;
+pub use den_machine::Criu;
 pub use den_store::Order;
 pub use errors::Error;
 pub use events::{EventReader, ReadEvents};
 pub use exec::{Execution, Input};
-pub use files::{FileReader, FileWriter, TarWriter, Watcher, WriteFile};
+pub use files::{Attributes, FileReader, FileWriter, TarWriter, Watcher, WriteFile};
 pub use history::{DiffRequest, Exploration, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching};
 pub use images::Job;
 pub use net::{

@@ -33,6 +33,15 @@ pub const STOP_MARGIN: Duration = Duration::from_secs(2);
 /// How long the agent may keep back that a command has started, in milliseconds: one that ends sooner is told of
 /// once, and wakes the daemon once.
 pub const START_PATIENCE_MS: u64 = 3;
+/// Room on the disk of DATA that is kept for the day when there is none.
+pub const RESERVE_BYTES: Bytes = Bytes::mib(32);
+/// With less room than this nothing new is made, and the reserve is let go for what is removed. More than what ext4
+/// keeps for itself and counts as free (16 MiB).
+pub const ROOM_BYTES_MIN: Bytes = Bytes::mib(48);
+/// After this a step that was answered survives the end of power too.
+pub const SAFE_AFTER: Duration = Duration::from_secs(1);
+/// Logs that are synced one by one in that time; where more ended, everything is written out.
+pub const LOGS_SYNCED_EACH_MAX: usize = 64;
 /// How long the steps of a computer that is gone are given to be recorded as ended.
 pub const STEPS_END_WAIT: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for the launcher to unmake what is left of removed computers.
@@ -131,10 +140,18 @@ pub const EVENTS_GATHER: Duration = Duration::from_millis(10);
 pub const EVENT_DETAIL_BYTES_MAX: usize = 4096;
 /// How long requests that were let in are waited for before their computer stands still.
 pub const PAUSE_INSIDE_WAIT: Duration = Duration::from_secs(1);
+/// Room on the disk beyond the memory that is written there.
+pub const MEMORY_BESIDE: Bytes = Bytes::mib(64);
 /// How long all processes of a computer may take to stand still.
 pub const PAUSE_WAIT: Duration = Duration::from_secs(2);
 /// How long an unplug waits for them; they are told to stand still, and will.
 pub const UNPLUG_WAIT: Duration = Duration::from_millis(50);
+/// How long an agent may take to say that it is there, where work inside takes long.
+pub const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// How long all processes of a computer may take to stand still so that its memory can become less.
+pub const RESIZE_STAND_WAIT: Duration = Duration::from_secs(2);
+/// How long the kernel may take to have that memory back, while they stand.
+pub const RESIZE_MEMORY_WAIT: Duration = Duration::from_secs(5);
 /// How often a request wakes a computer that somebody puts to sleep again at once.
 pub const WAKE_TRIES: u32 = 8;
 /// How long a request waits for a computer that is being stopped for being idle.
@@ -175,3 +192,7 @@ pub const CHECK_WAIT: Duration = Duration::from_secs(2);
 pub const EXPLORATIONS_MAX: usize = 16;
 /// How long what waits inside may take to be written out before a state is kept with `--sync`.
 pub const SYNC_WAIT: Duration = Duration::from_secs(30);
+/// Pools of a house, the default among them.
+pub const POOLS_MAX: usize = 256;
+/// How often it is told at most that one pool is full.
+pub const POOL_TOLD_EVERY: Duration = Duration::from_secs(60);

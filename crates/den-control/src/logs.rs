@@ -48,6 +48,11 @@ impl Logs {
         OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(self.path(number))
     }
 
+    /// Opens the log of a step that goes on, for its agent; `None` where it is gone.
+    pub(crate) fn go_on(&self, number: u64) -> Option<File> {
+        OpenOptions::new().read(true).write(true).open(self.path(number)).ok()
+    }
+
     /// Opens the log of a step; `None` where it is gone.
     pub(crate) fn open(&self, number: u64) -> io::Result<Option<File>> {
         match File::open(self.path(number)) {

@@ -22,7 +22,7 @@ use std::{
     time::Instant,
 };
 
-use den_api::UsageList;
+use den_api::{PoolView, UsageList};
 use den_gate::wire::Statuses;
 use den_model::{
     Micros, State, StepEnd, StepKind,
@@ -189,10 +189,12 @@ impl Control {
         let mut text = Text::default();
         self.0.metrics.write(&mut text);
         computers(&mut text, &self.0, &list);
+        pools(&mut text, &self.pools().items);
         gate(&mut text, &self.0, links.as_ref());
         store(&mut text, &self.0);
         host(&mut text, &self.0, &list);
         launcher(&mut text, &self.0, husks);
+        backups(&mut text, &self.0);
         events(&mut text, &self.0);
         processes.write(&mut text);
         if per_computer {
@@ -257,6 +259,31 @@ fn computers(text: &mut Text, inner: &Inner, list: &UsageList) {
     text.one("den_states", Kind::Gauge, "States that are kept.", kept);
 }
 
+/// What each pool has, and what is taken of it; no sample where there is no limit.
+fn pools(text: &mut Text, pools: &[PoolView]) {
+    type Of = fn(&PoolView) -> Option<f64>;
+    let families: [(&str, &str, Of); 8] = [
+        ("den_pool_computers", "Computers of a pool, those in the trash left out.", |it| {
+            Some(it.used.computers as f64)
+        }),
+        ("den_pool_computers_limit", "How many they may be.", |it| it.computers.map(|most| most as f64)),
+        ("den_pool_cpus", "CPUs that those of a pool that run may use, each by itself.", |it| Some(it.used.cpus)),
+        ("den_pool_cpus_limit", "CPUs that they share.", |it| it.cpus.map(|most| f64::from(most.0) / 1000.0)),
+        ("den_pool_memory_bytes", "Memory limits of those of a pool that run.", |it| Some(it.used.memory as f64)),
+        ("den_pool_memory_limit_bytes", "What these may be together.", |it| it.memory.map(|most| most.0 as f64)),
+        ("den_pool_disk_bytes", "Disk limits of those of a pool, of the trash too.", |it| Some(it.used.disk as f64)),
+        ("den_pool_disk_limit_bytes", "What these may be together.", |it| it.disk.map(|most| most.0 as f64)),
+    ];
+    for (name, help, of) in families {
+        text.family(name, Kind::Gauge, help);
+        for pool in pools {
+            if let Some(value) = of(pool) {
+                text.sample(name, &[("pool", &pool.name)], value);
+            }
+        }
+    }
+}
+
 fn gate(text: &mut Text, inner: &Inner, links: Option<&Statuses>) {
     let up = u8::from(inner.gate.state().0 == "up");
     text.one("den_gate_up", Kind::Gauge, "Whether the gate answers.", up);
@@ -313,6 +340,22 @@ fn launcher(text: &mut Text, inner: &Inner, husks: Option<u32>) {
     text.family(name, Kind::Counter, "Computers that were booted: into a husk that waited, or one made for it.");
     text.sample(name, &[("husk", "ready")], pooled);
     text.sample(name, &[("husk", "missed")], cold);
+}
+
+fn backups(text: &mut Text, inner: &Inner) {
+    let backups = &inner.backups;
+    let good = backups.last_good.load(Ordering::Relaxed);
+    if good > 0 {
+        let name = "den_backup_last_good_timestamp_seconds";
+        text.one(name, Kind::Gauge, "When the last backup that was made was begun.", good as f64 / 1e6);
+        let name = "den_backup_last_good_age_seconds";
+        let age = (crate::control::now() - good).max(0);
+        text.one(name, Kind::Gauge, "How long ago that was.", age as f64 / 1e6);
+        let took = read(&backups.last_took_ms) as f64 / 1e3;
+        text.one("den_backup_last_seconds", Kind::Gauge, "How long the last one took.", took);
+        text.one("den_backup_last_bytes", Kind::Gauge, "Bytes that it wrote.", read(&backups.last_stored));
+    }
+    text.one("den_backups_failed_total", Kind::Counter, "Backups that were not made.", read(&backups.failed));
 }
 
 fn events(text: &mut Text, inner: &Inner) {

@@ -14,6 +14,7 @@ use tokio::{
 
 use crate::{
     Error,
+    answer::{answered, carried},
     control::Control,
     errors::too_many,
     handle::{Handle, Status},
@@ -64,7 +65,7 @@ impl Control {
     pub async fn ports(&self, computer: &str) -> Result<Vec<PortView>, Error> {
         let handle = self.0.registry.find(computer)?;
         let machine = handle.awake().await?;
-        let mut sockets = machine.link().ports().await.map_err(|error| handle.link_error(error))?;
+        let mut sockets = answered(&handle, machine.link().ports()).await.map_err(|error| handle.link_error(error))?;
         sockets.sort_unstable_by(|one, two| {
             let key = |socket: &Listening| (socket.port, socket.protocol, socket.address.len());
             key(one).cmp(&key(two)).then_with(|| one.address.cmp(&two.address))
@@ -87,7 +88,8 @@ impl Control {
                 .map_err(|_| too_many("connections to ports of all computers", dials_max()))?,
         ];
         let status = handle.status.subscribe();
-        let stream = machine.link().dial(port).await.map_err(|error| dial_error(&handle, port, error))?;
+        let stream =
+            carried(&handle, machine.link().dial(port)).await.map_err(|error| dial_error(&handle, port, error))?;
         Ok(Connection { stream, status, _places: places })
     }
 }

@@ -8,8 +8,9 @@ use std::{
     sync::Arc,
 };
 
+use den_disk::Identity;
 use den_machine::{LinkError, Machine, StepLink};
-use den_model::{Computer, ComputerId, Fact, SnapshotKind, State, Step, StepEnd, StepKind};
+use den_model::{Computer, ComputerId, Fact, SnapshotKind, Standing, State, Step, StepEnd, StepKind};
 use den_store::{Durability, Life};
 use den_wire::agent::FailureKind;
 use futures_util::{StreamExt, future::BoxFuture, stream};
@@ -21,9 +22,9 @@ use crate::{
     exec::{End, end_by_log, end_from_log, follow, join_again},
     handle::{Handle, Known, Status},
     history,
-    life::{Stand, look_after, stand_again},
+    life::{Stand, copy, hibernate, look_after, stand_again},
     net::Net,
-    services,
+    resize, services,
     steps::Live,
     task,
 };
@@ -81,7 +82,14 @@ pub(crate) fn decide(row: Option<State>, machine: bool, host_restarted: bool, di
 /// Brings the house in order and starts the tasks of all computers in it.
 pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result<(), Error> {
     let disks = inner.disks()?;
-    let on_disk: HashSet<ComputerId> = blocking(move || disks.list()).await??.into_iter().collect();
+    let house = Arc::clone(inner);
+    let on_disk: HashSet<ComputerId> = blocking(move || {
+        copy::sweep(&house);
+        disks.list()
+    })
+    .await??
+    .into_iter()
+    .collect();
     let mut machines: HashMap<ComputerId, Machine> =
         running.into_iter().map(|machine| (machine.id(), machine)).collect();
     let rows = inner.store.all_computers().await?;
@@ -111,14 +119,17 @@ pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result
 
 async fn take_up_one(
     inner: &Arc<Inner>,
-    row: Computer,
+    mut row: Computer,
     life: Life,
     machine: Option<Machine>,
     disk: bool,
 ) -> Result<(), Error> {
+    hibernate::left_alone(inner, row.id).await?;
+    let (machine, rests) = hibernate::find(inner, &mut row, machine);
     if disk {
         settle_disk(inner, row.id).await;
     }
+    resize::settle(inner, row.id, machine.as_ref(), row.spec.limits).await;
     let host_restarted = row.boot_id != inner.boot_id;
     let verdict = decide(Some(row.state), machine.is_some(), host_restarted, disk);
     tracing::debug!(computer = %row.id, state = %row.state, ?verdict, "a computer is taken up");
@@ -131,8 +142,19 @@ async fn take_up_one(
         }
         return Ok(());
     }
+    if disk {
+        name_again(inner, &row).await?;
+    }
     let last_step = inner.store.last_step_number(row.id).await?;
     let was = row.state;
+    // Before anything of it goes on that could give room back, or want more.
+    let stands = match verdict {
+        Verdict::Adopt { state } | Verdict::Settle { state, .. } => state,
+        Verdict::RollForward { .. } | Verdict::Unmake { .. } => State::Stopped,
+    };
+    let processes = machine.as_ref().is_some_and(|machine| !machine.is_on_disk());
+    let standing = Standing::of(stands, processes && matches!(verdict, Verdict::Adopt { .. }));
+    inner.pools.put(row.id, &row.spec.pool, &row.spec.limits, standing);
     let status = Status {
         asleep: life.asleep,
         cut: was == State::Unplugged,
@@ -172,12 +194,16 @@ async fn take_up_one(
                     settle(inner, &handle, state, None).await?;
                 }
                 handle.status.send_modify(|status| status.machine = Some(machine.clone()));
+                if rests {
+                    hibernate::come_back(&handle, &machine).await;
+                }
                 match state {
+                    _ if machine.is_on_disk() => {}
                     State::Running if Stand::was_left(inner, handle.id) => handle.stand.release(inner, &machine),
                     State::Running => {}
                     _ => stand_again(inner, &handle, &machine).await,
                 }
-                if state != State::Unplugged {
+                if state != State::Unplugged && !machine.is_on_disk() {
                     // Nobody waits: the first words to the gate have it.
                     drop(inner.gate.attach(&handle, &machine));
                 }
@@ -249,6 +275,22 @@ async fn settle_disk(inner: &Inner, id: ComputerId) {
     }
 }
 
+/// A disk that was given a name before its row was: it is called as the row says.
+async fn name_again(inner: &Inner, row: &Computer) -> Result<(), Error> {
+    let (disks, id, hostname) = (inner.disks()?, row.id, row.spec.name.to_string());
+    let named = blocking(move || match disks.is_being_renamed(id) {
+        true => disks.rename(id, &Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() }).map(|()| {
+            disks.renamed(id);
+            true
+        }),
+        false => Ok(false),
+    });
+    if named.await?? {
+        tracing::info!(computer = %row.id, name = %row.spec.name, "a disk has the name of its computer again");
+    }
+    Ok(())
+}
+
 async fn settle(inner: &Inner, handle: &Handle, state: State, reason: Option<&str>) -> Result<(), Error> {
     let (at, reason) = (now(), reason.map(str::to_owned));
     inner.store.set_state(handle.id, state, reason.clone(), at, None, Durability::Process).await?;
@@ -282,6 +324,9 @@ async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine
             handle.steps.forget(number);
             continue;
         }
+        if live.step.kind == StepKind::Merge {
+            handle.history.is_unsure(number);
+        }
         if !live.step.kind.has_log() {
             // It was the work of the daemon that is gone.
             end_from_log(inner, handle, &live).await;
@@ -306,7 +351,7 @@ async fn adopt_steps(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine
 async fn adopt_step(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, live: Arc<Live>) {
     let number = live.step.number;
     match join_again(handle, machine, number).await {
-        Some(Ok(StepLink { events, input })) => {
+        Some(Ok(StepLink { events, input, .. })) => {
             drop(input);
             let (inner, handle, machine) = (Arc::clone(inner), Arc::clone(handle), machine.clone());
             let tasks = inner.tasks.clone();
@@ -339,6 +384,10 @@ async fn end_steps(inner: &Inner, handle: &Handle, steps: Vec<Step>) -> Result<(
         let lost = || End { end: StepEnd::Lost, output_bytes: step.output_bytes, at: now() };
         let End { end, output_bytes, at } = said.unwrap_or_else(lost);
         inner.store.end_step(handle.id, step.number, at, &end, output_bytes, Durability::Process).await?;
+        if step.kind == StepKind::Merge {
+            handle.history.is_unsure(step.number);
+            history::ended(inner, handle, step.number);
+        }
     }
     Ok(())
 }

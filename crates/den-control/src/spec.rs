@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, str::FromStr};
 
 use den_api::{CreateComputer, computer::Amount};
-use den_model::{Bytes, ComputerName, ImageName, Limits, SizeError};
+use den_model::{Bytes, ComputerName, ImageName, Limits, PoolName, SizeError};
 
 use crate::{
     Error,
     errors::too_long,
     limits::{COMMAND_BYTES_MAX, LABEL_BYTES_MAX, LABELS_MAX, PIDS_MAX},
+    pools::pool_name,
 };
 
 /// The image of a create that names none.
@@ -23,6 +24,7 @@ pub(crate) struct Wanted {
     pub env: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
     pub entrypoint: bool,
+    pub pool: PoolName,
 }
 
 /// Checks a create.
@@ -45,18 +47,8 @@ pub(crate) fn check(request: &CreateComputer, defaults: Limits) -> Result<Wanted
             return Err(Error::bad_request(format!("`tier`: `{other}` is neither `container` nor `vm`")));
         }
     }
-    let limits = Limits {
-        cpus: amount("cpus", request.cpus.as_ref(), defaults.cpus)?,
-        memory: at_least("memory", amount("memory", request.memory.as_ref(), defaults.memory)?, Limits::MEMORY_MIN)?,
-        disk: at_least("disk", amount("disk", request.disk.as_ref(), defaults.disk)?, Limits::DISK_MIN)?,
-        pids: match request.pids.unwrap_or(defaults.pids) {
-            few if few < Limits::PIDS_MIN => return Err(Error::size_below("pids", few, Limits::PIDS_MIN)),
-            many if many > PIDS_MAX => {
-                return Err(Error::bad_size("pids", &SizeError::TooLarge { text: many.to_string() }));
-            }
-            pids => pids,
-        },
-    };
+    let CreateComputer { cpus, memory, disk, pids, .. } = request;
+    let limits = limits(cpus.as_ref(), memory.as_ref(), disk.as_ref(), *pids, defaults)?;
     check_env(&request.env)?;
     check_labels(&request.labels)?;
     Ok(Wanted {
@@ -66,6 +58,31 @@ pub(crate) fn check(request: &CreateComputer, defaults: Limits) -> Result<Wanted
         env: request.env.clone(),
         labels: request.labels.clone(),
         entrypoint: request.entrypoint,
+        pool: request.pool.as_deref().map_or(Ok(PoolName::default()), |pool| pool_name("pool", pool))?,
+    })
+}
+
+/// Checks a size; what is not named is as in `others`.
+///
+/// Errors: `bad_size`, with the field's name.
+pub(crate) fn limits(
+    cpus: Option<&Amount>,
+    memory: Option<&Amount>,
+    disk: Option<&Amount>,
+    pids: Option<u32>,
+    others: Limits,
+) -> Result<Limits, Error> {
+    Ok(Limits {
+        cpus: amount("cpus", cpus, others.cpus)?,
+        memory: at_least("memory", amount("memory", memory, others.memory)?, Limits::MEMORY_MIN)?,
+        disk: at_least("disk", amount("disk", disk, others.disk)?, Limits::DISK_MIN)?,
+        pids: match pids.unwrap_or(others.pids) {
+            few if few < Limits::PIDS_MIN => return Err(Error::size_below("pids", few, Limits::PIDS_MIN)),
+            many if many > PIDS_MAX => {
+                return Err(Error::bad_size("pids", &SizeError::TooLarge { text: many.to_string() }));
+            }
+            pids => pids,
+        },
     })
 }
 
@@ -150,5 +167,6 @@ mod tests {
         check(r#"{"tier":"x"}"#, "bad_request", "`tier`");
         check(r#"{"env":{"A=B":"c"}}"#, "bad_request", "`env`");
         check(r#"{"labels":{"":"c"}}"#, "bad_request", "`labels`");
+        check(r#"{"pool":"No"}"#, "bad_name", "`pool`");
     }
 }

@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     control::{Inner, now},
+    durable::step_is_safe_or_said,
     errors::{Error, chain, too_many},
     exec::{End, end_by_log},
     handle::Handle,
@@ -167,7 +168,9 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
     let (number, steps) = (live.step.number, &handle.steps);
     let in_log = live.log.as_deref().and_then(|log| end_by_log(log, live.step.started_at));
     let in_log = in_log.filter(|said| said.end == end && said.output_bytes == output_bytes);
-    let first = in_log.is_none();
+    // Safe before it is told, where that is wanted.
+    let strict = inner.late.strict && live.log.is_some();
+    let first = in_log.is_none() || strict;
     let End { end, output_bytes, at } = in_log.unwrap_or(End { end, output_bytes, at: now() });
     let ended = Step { ended_at: Some(at), end: Some(end.clone()), output_bytes, ..live.step.clone() };
     if first {
@@ -176,6 +179,10 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
     inner.metrics.step_ended(&end, live.step.started_at, at, output_bytes);
     // Before anyone is told, so that the next step waits for it.
     history::ended(inner, handle, number);
+    if strict {
+        history::keep(inner, handle);
+        step_is_safe_or_said(inner, handle, number, live.log.clone()).await;
+    }
     if !first {
         steps.told.send_modify(|told| *told += 1);
     }
@@ -194,6 +201,9 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
         steps.told.send_modify(|told| *told -= 1);
     }
     history::keep(inner, handle);
+    if !strict {
+        inner.late.note(live.log.as_ref());
+    }
     if let Some(log) = &live.log {
         handle.steps.logs.ended(inner, handle, number, log);
     }

@@ -15,7 +15,7 @@ use std::{
 
 use den_api::ComputerView;
 use den_machine::Machine;
-use den_model::{EventKind, Fact, Request, State};
+use den_model::{EventKind, Fact, Request, Standing, State};
 use den_store::Durability;
 use den_sys::failpoint;
 use serde_json::{Value, json};
@@ -29,6 +29,7 @@ use crate::{
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
     history::fork,
+    life::hibernate,
     limits::{STEPS_END_WAIT, STOP_MARGIN},
     metrics::Operation,
     services,
@@ -38,7 +39,7 @@ use crate::{
 impl Control {
     /// Boots a stopped or failed computer on the disk it had.
     ///
-    /// Errors: `computer_not_found`, `wrong_state`, `image_not_found`, `host_full`, `host_lacks`.
+    /// Errors: `computer_not_found`, `wrong_state`, `image_not_found`, `pool_full`, `host_full`, `host_lacks`.
     pub async fn start(&self, computer: &str, who: &Who) -> Result<ComputerView, Error> {
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
@@ -105,6 +106,18 @@ impl Task {
                     self.not_asleep();
                     self.stop(grace, &who, reply).await;
                 }
+                Some(Ask::Resize { size, who, reply }) => {
+                    let result = self.resize(size, &who).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Hibernate { who, reply }) => {
+                    let result = self.hibernate(&who).await;
+                    drop(reply.send(result));
+                }
+                Some(Ask::Copy { who, reply }) => {
+                    let result = self.copy(&who).await;
+                    drop(reply.send(result)); // Who does not wait for it any more leaves it to be dropped.
+                }
                 Some(Ask::Pause { by, reply }) => {
                     let result = self.pause(by).await;
                     drop(reply.send(result));
@@ -166,6 +179,10 @@ impl Task {
 
     /// The state after a request, or why not.
     pub(crate) fn ask(&self, request: Request) -> Result<State, Error> {
+        if matches!(request, Request::Remove | Request::Stop) {
+            // On a full disk it could not be written down.
+            self.inner.reserve.need();
+        }
         self.handle.state().ask(request).map_err(|refused| Error::refused(self.handle.name(), refused))
     }
 
@@ -193,6 +210,15 @@ impl Task {
         if state == State::Failed {
             self.inner.events.tell(EventKind::Failed, Some(&self.handle), None, json!({ "reason": reason }));
         }
+        // First: who sees that it stopped finds the room that it had.
+        let processes = self.machine().is_some_and(|machine| !machine.is_dead() && !machine.is_on_disk());
+        self.inner.pools.stands(self.handle.id, state, processes);
+        // A restore that begins may be refused yet, and forgets it once its disk is to be another one.
+        if !matches!(state, State::Running | State::Paused | State::Unplugged | State::Starting)
+            && self.machine().is_some_and(|machine| machine.is_on_disk())
+        {
+            hibernate::forget_memory(&self.inner, self.handle.id);
+        }
         self.handle.status.send_modify(|status| {
             status.state = state;
             status.reason = reason;
@@ -206,8 +232,12 @@ impl Task {
     pub(crate) async fn start(&self) -> Result<(), Error> {
         let starting = self.ask(Request::Start)?;
         self.inner.open_for_work()?;
-        let image = self.inner.images.by_digest(&self.handle.spec.image_digest)?;
-        self.set(starting, None, Some(self.inner.boot_id.clone())).await?;
+        let image = self.inner.images.by_digest(&self.handle.spec().image_digest)?;
+        self.inner.pools.hold(self.handle.id, Standing::Runs)?;
+        if let Err(error) = self.set(starting, None, Some(self.inner.boot_id.clone())).await {
+            self.inner.pools.stands(self.handle.id, self.handle.state(), false);
+            return Err(error);
+        }
         failpoint::hit("start.state");
         let booted = async {
             if !self.inner.disks()?.exists(self.handle.id) {
@@ -227,7 +257,7 @@ impl Task {
                 failpoint::hit("start.done");
                 self.not_asleep();
                 services::started(&self.inner, &self.handle, &machine);
-                if self.handle.spec.entrypoint {
+                if self.handle.spec().entrypoint {
                     start_entrypoint(&self.inner, &self.handle, machine);
                 }
                 Ok(())
@@ -243,6 +273,15 @@ impl Task {
     pub(crate) async fn stop(&mut self, grace: Duration, who: &str, reply: Reply<()>) {
         if self.handle.state() == State::Unplugged && self.inner.open_for_work().is_err() {
             self.end_cut_off().await;
+            drop(reply.send(Ok(())));
+            return;
+        }
+        if let Some(machine) = self.machine().filter(|machine| machine.is_on_disk())
+            && self.inner.open_for_work().is_err()
+        {
+            // Nothing of it runs, and the next daemon finds its memory where it is.
+            self.handle.status.send_modify(|status| status.machine = None);
+            self.end(&machine).await;
             drop(reply.send(Ok(())));
             return;
         }
@@ -299,13 +338,18 @@ impl Task {
                     continue;
                 }
                 Ask::Doze { .. } => continue,
-                Ask::Pause { reply, .. } => (Request::Pause, reply),
+                Ask::Pause { reply, .. } | Ask::Hibernate { reply, .. } => (Request::Pause, reply),
+                Ask::Resize { reply, .. } => (Request::Resize, reply),
                 Ask::Resume { reply, .. } => (Request::Resume, reply),
                 Ask::Replug { reply, .. } => (Request::Replug, reply),
                 Ask::Start { reply, .. } => (Request::Start, reply),
                 Ask::Stop { reply, .. } => (Request::Stop, reply),
                 Ask::Restore { reply, .. } => {
                     drop(reply.send(Err(self.ask(Request::Restore).err().unwrap_or_else(Error::shutting_down))));
+                    continue;
+                }
+                Ask::Copy { reply, .. } => {
+                    drop(reply.send(Err(self.ask(Request::Pause).err().unwrap_or_else(Error::shutting_down))));
                     continue;
                 }
                 Ask::Undelete { reply, .. } => {
@@ -363,7 +407,7 @@ impl Task {
         let reason = match usage {
             Ok(usage) if usage.oom_kills > 0 => {
                 self.inner.watch.died(&self.inner.events, &self.handle, usage.oom_kills);
-                format!("it ended by itself; its memory limit of {} had been reached", self.handle.spec.limits.memory)
+                format!("it ended by itself; its memory limit of {} had been reached", self.handle.limits().memory)
             }
             _ => "it ended by itself: its first process is gone".to_owned(),
         };
@@ -387,7 +431,7 @@ pub(crate) async fn remake_disk(inner: &Inner, handle: &Handle) -> Result<(), Er
         disks.remove(handle.id)?; // Half of one.
         match handle.parent {
             Some(_) => {
-                let image = inner.images.by_digest(&handle.spec.image_digest)?;
+                let image = inner.images.by_digest(&handle.spec().image_digest)?;
                 fork::make_disk(inner, handle, &image).await?;
             }
             None => make_disk(inner, handle).await?,

@@ -21,7 +21,7 @@ use std::{
 
 use den_api::{ComputerView, EmptiedList, EmptiedView, TrashList, TrashView};
 use den_disk::Identity;
-use den_model::{ComputerName, EventKind, Micros, Request, State};
+use den_model::{ComputerName, EventKind, Micros, Request, Standing, State};
 use den_store::Durability;
 use den_sys::failpoint;
 use serde_json::json;
@@ -325,6 +325,7 @@ impl Task {
         failpoint::hit("remove.row");
         handle.status.send_modify(|status| status.machine = None);
         inner.registry.remove(handle);
+        inner.pools.leave(id);
         tracing::info!(computer = %id, name = %handle.name(), why, "a computer is gone");
         let detail = json!({ "why": why, "from_trash": before == State::Trashed });
         inner.events.tell(EventKind::Removed, Some(handle), who, detail);
@@ -369,9 +370,15 @@ impl Task {
             State::Unplugged | State::Failed => before,
             _ => stopped,
         };
-        match self.take_out(number, state, &name).await {
+        let room = inner.pools.hold(id, Standing::of(state, false));
+        let taken_out = match room {
+            Ok(()) => self.take_out(number, state, &name).await,
+            Err(full) => Err(full),
+        };
+        match taken_out {
             Ok(()) => {}
             Err(error) => {
+                inner.pools.stands(id, State::Trashed, false);
                 inner.registry.unclaim(&name, id);
                 return Err(error);
             }
@@ -408,8 +415,9 @@ impl Task {
         let (inner, handle, id) = (&self.inner, &self.handle, self.handle.id);
         // What the launcher still unmakes of it goes first.
         inner.machines.kill(id).await?;
-        let mut spec = handle.spec.clone();
-        if spec.name != *name {
+        let mut spec = (*handle.spec()).clone();
+        let renamed = spec.name != *name;
+        if renamed {
             spec.name = name.clone();
             let (disks, hostname) = (inner.disks()?, name.to_string());
             blocking(move || disks.rename(id, &Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() }))
@@ -418,6 +426,10 @@ impl Task {
         failpoint::hit("undelete.ready");
         inner.store.undelete(id, &spec, state, number, now(), Durability::Power).await?;
         failpoint::hit("undelete.row");
+        if renamed {
+            let disks = inner.disks()?;
+            blocking(move || disks.renamed(id)).await?;
+        }
         Ok(())
     }
 

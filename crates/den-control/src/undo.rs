@@ -1,4 +1,5 @@
-//! Taking back what was done last: a removal, a restore, a merge, a change of what a computer may reach.
+//! Taking back what was done last: a removal, a restore, a merge, a change of what a computer may reach or
+//! of its size.
 //!
 //! ```text
 //! the thing ──one transaction──► row: what leads back
@@ -14,7 +15,7 @@
 
 use den_api::{ComputerView, SnapshotView, UndoList, UndoRequest, UndoView, Undone};
 use den_gate::policy::Policy;
-use den_model::{ComputerName, EventKind, Micros, State, StateName};
+use den_model::{ComputerName, EventKind, Limits, Micros, State, StateName};
 use den_store::{NewUndo, UndoOf, UndoRow};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -24,6 +25,7 @@ use crate::{
     control::{Control, page_limit},
     handle::{Ask, Handle},
     limits::UNDO_SHOWN_MAX,
+    resize::{self, Size},
     trash::Undelete,
 };
 
@@ -60,6 +62,13 @@ pub(crate) enum What {
         /// What it may since.
         after: Box<Policy>,
     },
+    /// It got another size.
+    Resize {
+        /// What it had before.
+        before: Limits,
+        /// What it has since.
+        after: Limits,
+    },
 }
 
 impl What {
@@ -85,6 +94,7 @@ impl What {
             Self::Restore { .. } => "restore",
             Self::Merge { .. } => "merge",
             Self::Net { .. } => "net",
+            Self::Resize { .. } => "resize",
         }
     }
 
@@ -95,6 +105,9 @@ impl What {
             Self::Restore { to, .. } => format!("restore of {name} to {to}"),
             Self::Merge { from, .. } => format!("merge of {from} into {name}"),
             Self::Net { before, after } => format!("network of {name}: {}, was {}", short(after), short(before)),
+            Self::Resize { before, after } => {
+                format!("size of {name}: {}, was {}", sizes(after, before), sizes(before, after))
+            }
         }
     }
 }
@@ -106,6 +119,18 @@ fn short(policy: &Policy) -> String {
         1 => format!("{} with 1 rule", policy.posture),
         rules => format!("{} with {rules} rules", policy.posture),
     }
+}
+
+/// Those of `limits` that are not as in `other`.
+fn sizes(limits: &Limits, other: &Limits) -> String {
+    let named = [
+        (limits.cpus != other.cpus, format!("cpus {}", limits.cpus)),
+        (limits.memory != other.memory, format!("memory {}", limits.memory)),
+        (limits.disk != other.disk, format!("disk {}", limits.disk)),
+        (limits.pids != other.pids, format!("pids {}", limits.pids)),
+    ];
+    let named: Vec<_> = named.into_iter().filter_map(|(differs, text)| differs.then_some(text)).collect();
+    named.join(" ")
 }
 
 impl Control {
@@ -148,6 +173,11 @@ impl Control {
                     false => Err(changed_since()),
                 })
                 .await?;
+                (handle.view(), None)
+            }
+            What::Resize { before, after } => {
+                let (size, who) = (Size::Back { number: row.number, before: *before, after: *after }, who.0.clone());
+                handle.ask(|reply| Ask::Resize { size, who, reply }).await?;
                 (handle.view(), None)
             }
         };
@@ -246,6 +276,7 @@ impl Control {
                 })
             }
             What::Net { after, .. } => (handle.net.get().policy != **after).then(changed_since),
+            What::Resize { after, .. } => (handle.limits() != *after).then(resize::changed_since),
         }
     }
 
@@ -281,6 +312,8 @@ fn changed_since() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use den_model::{Bytes, Cpus};
+
     use super::*;
 
     #[test]
@@ -298,5 +331,9 @@ mod tests {
         let mut after = policy("guarded");
         after.allow.push("example.com".parse().unwrap());
         check(What::Net { before: policy("open"), after }, "net", "network of web: guarded with 1 rule, was open");
+        let before = Limits { cpus: Cpus(2000), memory: Bytes::gib(4), disk: Bytes::gib(20), pids: 4096 };
+        let after = Limits { cpus: Cpus(500), memory: Bytes::gib(8), ..before };
+        let words = "size of web: cpus 0.5 memory 8 GiB, was cpus 2 memory 4 GiB";
+        check(What::Resize { before, after }, "resize", words);
     }
 }

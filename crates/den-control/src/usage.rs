@@ -70,7 +70,7 @@ pub(crate) fn look(inner: &Inner) -> UsageList {
 
 /// The name of the cgroup of a computer that has processes.
 pub(crate) fn cgroup_of(machine: &Machine) -> String {
-    format!("c{}", machine.net_link())
+    machine.cgroup()
 }
 
 fn of(inner: &Inner, cgroups: Option<&Cgroups>, handle: &Handle) -> ComputerUsage {
@@ -80,7 +80,7 @@ fn of(inner: &Inner, cgroups: Option<&Cgroups>, handle: &Handle) -> ComputerUsag
     };
     let cgroup = cgroups.zip(machine.as_ref().map(cgroup_of));
     let used = cgroup.as_ref().map(|(cgroups, name)| cgroups.usage(name)).unwrap_or_default();
-    let limits = handle.spec.limits;
+    let limits = handle.limits();
     ComputerUsage {
         id: handle.id,
         name: handle.name().to_string(),

@@ -59,7 +59,7 @@ impl Watch {
         let kills = oom_kills.saturating_sub(seen.oom_kills);
         seen.oom_kills = oom_kills;
         if kills > 0 {
-            let limit = handle.spec.limits.memory.to_string();
+            let limit = handle.limits().memory.to_string();
             events.tell(EventKind::Oom, Some(handle), None, json!({ "processes": kills, "limit": limit }));
         }
     }
@@ -77,7 +77,11 @@ pub(crate) async fn run(inner: Weak<Inner>) {
         }
         let links = inner.gate.statuses().await;
         let looking = Arc::clone(&inner);
-        let looked = blocking(move || (look(&looking), places(&looking))).await;
+        let looked = blocking(move || {
+            looking.reserve.take();
+            (look(&looking), places(&looking))
+        })
+        .await;
         let Ok((mut list, places)) = looked else { continue };
         if let Some(links) = &links {
             with_links(&mut list.items, links);

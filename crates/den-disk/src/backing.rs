@@ -49,6 +49,8 @@ pub(crate) enum Limit {
     NotHeld,
 }
 
+/// The image file, in the data folder.
+pub(crate) const IMAGE: &str = "disk.btrfs";
 /// How long what still uses the disks is waited for when they are let go.
 const CLOSE_WAIT: Duration = Duration::from_secs(10);
 /// Between two tries.
@@ -64,7 +66,7 @@ pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<(Storage, Limit),
         StorageChoice::Plain | StorageChoice::Auto => {}
     }
     if !mounted && !btrfs::is_btrfs(root) {
-        let image = config.data.join("disk.btrfs");
+        let image = config.data.join(IMAGE);
         if !image.exists() {
             make_image(&image, config.size)?;
         }
@@ -82,6 +84,13 @@ pub(crate) fn open(config: &DiskConfig, root: &Path) -> Result<(Storage, Limit),
             Ok((Storage::Btrfs, Limit::NotHeld))
         }
     }
+}
+
+/// Whether `root` is a mount of ours that takes no writes any more: btrfs ends them for good where one that it
+/// needs has failed, as on a full disk below an image file.
+pub(crate) fn is_read_only(root: &Path) -> bool {
+    is_mount(root)
+        && rustix::fs::statvfs(root).is_ok_and(|stat| stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 /// Unmounts `root` if it is a mount of ours.

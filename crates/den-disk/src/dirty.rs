@@ -3,12 +3,15 @@
 //! ```text
 //! a change ─► rsv_data ─► rsv_meta_prealloc ─► rsv_meta_pertrans ─► generation     time ──►
 //!             the bytes    the inode            until the commit      ever after
+//!                  └─► a few bytes, kept in the leaf ─► ctransid ─────►─┘
 //!   read in this order: what has left one place while it was read has come to a later one
 //! ```
 //!
 //! The kernel reserves quota for every change before it makes it, and holds it until the change is
-//! committed, when the generation of the subvolume's root moves. So: nothing reserved and the old
-//! generation is nothing changed. Touches, modes, writes by memory map, attributes, renames and removals
+//! committed, when the generation of the subvolume's root moves. But for a file of a few bytes, which is kept in its
+//! leaf: once those are written out (by a sync of anybody on the file system), nothing is reserved for them, and the
+//! commit may be some time away. Then the transaction of the last inode is newer than the generation. So: nothing
+//! reserved, no inode of a newer transaction and the old generation is nothing changed. Touches, modes, writes by memory map, attributes, renames and removals
 //! all show. Without simple quotas a commit is asked for, and the generation alone is read.
 //!
 //! Not here: what has changed (`history`).
@@ -83,10 +86,10 @@ impl Dirt {
     /// A snapshot moves the generation: to the snapshot's own, which serves as the mark too.
     pub fn mark(&self) -> Result<Mark, DiskError> {
         let waiting = self.waiting();
-        let generation = self.generation()?;
+        let (generation, updated) = self.transactions()?;
         // What waits already (a page, an inode, a leaf) takes further changes without a further reservation:
         // then no look tells what comes after.
-        let known = waiting == [0; 3];
+        let known = waiting == [0; 3] && updated <= generation;
         let waiting = if known { waiting } else { [UNKNOWN; 3] };
         Ok(Mark { generation, waiting })
     }
@@ -95,7 +98,11 @@ impl Dirt {
     pub fn changed(&self, mark: &Mark) -> Result<bool, DiskError> {
         // A new subvolume has the generation of the transaction that makes it, before that is committed and
         // after: what is changed in between shows in that nothing waits any more.
-        Ok(self.waiting() != mark.waiting || self.generation()? != mark.generation)
+        if self.waiting() != mark.waiting {
+            return Ok(true);
+        }
+        let (generation, updated) = self.transactions()?;
+        Ok(generation != mark.generation || updated > mark.generation)
     }
 
     /// What is reserved, in the order in which it moves on.
@@ -115,11 +122,11 @@ impl Dirt {
         self.live.as_fd()
     }
 
-    fn generation(&self) -> Result<u64, DiskError> {
+    fn transactions(&self) -> Result<(u64, u64), DiskError> {
         if self.reserved.is_none() {
             btrfs::wait_sync(self.live.as_fd(), btrfs::start_sync(self.live.as_fd())?)?;
         }
-        Ok(btrfs::generation(self.live.as_fd())?)
+        Ok(btrfs::transactions(self.live.as_fd())?)
     }
 }
 

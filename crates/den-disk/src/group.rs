@@ -47,15 +47,26 @@ impl Disks {
         for member in [live, btrfs::subvolume_id(new)?] {
             btrfs::set_member(new, member, group, true)?;
         }
+        self.limit_group(id, new, limit)
+    }
+
+    /// Holds what `id`'s disk was and is, together, to `limit`, where it was restored.
+    pub(crate) fn limit_group(&self, id: ComputerId, any: BorrowedFd<'_>, limit: Bytes) -> Result<(), DiskError> {
+        let Some(group) = read(&self.home(id)) else { return Ok(()) };
         let used = self.group_usage(id).map_or(0, |used| used.0);
-        btrfs::limit_subvolume(new, group, limit.0.max(used.saturating_add(limit.0 / SHARE)))?;
+        btrfs::limit_subvolume(any, group, limit.0.max(used.saturating_add(limit.0 / SHARE)))?;
         Ok(())
     }
 
     /// What all that was `id`'s disk has written and something still holds; `None` before its first restore.
     pub(crate) fn group_usage(&self, id: ComputerId) -> Option<Bytes> {
+        bytes_of(self.0.qgroups.as_ref()?, &self.group_name(id)?)
+    }
+
+    /// The kernel's name of the group; `None` before the first restore.
+    pub(crate) fn group_name(&self, id: ComputerId) -> Option<String> {
         let group = read(&self.home(id))?;
-        bytes_of(self.0.qgroups.as_ref()?, &format!("{}_{}", group >> 48, group & ((1 << 48) - 1)))
+        Some(format!("{}_{}", group >> 48, group & ((1 << 48) - 1)))
     }
 }
 

@@ -27,6 +27,7 @@
 //! database knows (`store`).
 
 mod backing;
+mod backup;
 mod boots;
 mod copy;
 mod dirty;
@@ -34,6 +35,7 @@ mod fork;
 mod group;
 mod keys;
 mod rekey;
+mod resize;
 mod restore;
 mod room;
 mod snapshots;
@@ -182,6 +184,28 @@ impl Disks {
         Ok(disks)
     }
 
+    /// Whether a data folder holds, or held, disks of computers. Nothing is mounted for it.
+    pub fn were_in(data: &Path) -> bool {
+        let computers = std::fs::read_dir(data.join("computers")).into_iter().flatten().flatten();
+        data.join(backing::IMAGE).exists()
+            || computers
+                .into_iter()
+                .any(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<ComputerId>().is_ok()))
+    }
+
+    /// Whether the disks of a data folder are mounted and take no writes any more. They do once they are mounted
+    /// anew: [`Self::let_go`], when nothing runs on them.
+    pub fn are_read_only(data: &Path) -> bool {
+        backing::is_read_only(&data.join("computers"))
+    }
+
+    /// Unmounts the disks of a data folder that are not open.
+    ///
+    /// Errors: EBUSY while something runs on them.
+    pub fn let_go(data: &Path) -> Result<(), DiskError> {
+        backing::close(&data.join("computers"))
+    }
+
     /// What disks lie on.
     pub fn storage(&self) -> Storage {
         self.0.storage
@@ -307,6 +331,42 @@ impl Disks {
         let live = open_dir(&self.disk(id).live).ok()?;
         let subvolume = btrfs::subvolume_id(live.as_fd()).ok()?;
         group::bytes_of(qgroups, &format!("0_{subvolume}"))
+    }
+
+    /// Waits until all that was done to disks so far survives the end of power: what was made, renamed and removed,
+    /// and what was written out of memory already.
+    pub fn commit(&self) -> Result<(), DiskError> {
+        match self.0.storage {
+            Storage::Btrfs => {
+                let transaction = btrfs::start_sync(self.0.root_fd.as_fd())?;
+                Ok(btrfs::wait_sync(self.0.root_fd.as_fd(), transaction)?)
+            }
+            Storage::Plain => self.write_out(),
+        }
+    }
+
+    /// Writes everything of all disks out of memory and to the device.
+    pub fn write_out(&self) -> Result<(), DiskError> {
+        rustix::fs::syncfs(&self.0.root_fd).map_err(SysError::rustix("syncfs", self.0.root.display()))?;
+        Ok(())
+    }
+
+    /// Writes everything of the disk of `id` out of memory and to the device.
+    pub fn write_out_of(&self, id: ComputerId) -> Result<(), DiskError> {
+        match self.0.storage {
+            Storage::Btrfs => self.flush_once(id),
+            Storage::Plain => self.write_out(),
+        }
+    }
+
+    /// Where the kernel counts what `id` uses against its limit, below a sysfs; `None` where the storage does not.
+    pub fn counter(&self, id: ComputerId) -> Option<String> {
+        let qgroups = self.0.qgroups.as_ref().filter(|_| self.0.limit == backing::Limit::Held)?;
+        let name = match self.group_name(id) {
+            Some(name) => name,
+            None => format!("0_{}", btrfs::subvolume_id(open_dir(&self.disk(id).live).ok()?.as_fd()).ok()?),
+        };
+        Some(qgroups.strip_prefix("/sys").ok()?.join(name).to_str()?.to_owned())
     }
 
     /// Waits for what is being removed and unmounts, if nothing uses it any more.

@@ -19,6 +19,7 @@ use crate::snapshots::FOLDER;
 use crate::{DiskError, Disks, Identity, Storage, copy, fork, open_dir, rekey};
 
 const NEW: &str = "live.new";
+const RENAMING: &str = "renaming";
 
 impl Disks {
     /// Makes what `id`'s disk shall be, from its state `number`, beside what it is.
@@ -75,9 +76,25 @@ impl Disks {
         Ok(())
     }
 
-    /// Has the disk of `id`, which nothing runs on, call its computer by another name.
+    /// Has the disk of `id`, which nothing runs on, call its computer by another name. Until [`Disks::renamed`] it is
+    /// one that is being renamed.
     pub fn rename(&self, id: ComputerId, identity: &Identity<'_>) -> Result<(), DiskError> {
-        rekey::rename(open_dir(&self.disk(id).live)?.as_fd(), identity)
+        fs_err::write(self.home(id).join(RENAMING), identity.hostname)?;
+        rekey::rename(open_dir(&self.disk(id).live)?.as_fd(), identity)?;
+        failpoint::hit("rename.done");
+        Ok(())
+    }
+
+    /// Whether `id` was given another name, and nobody said that it is the one.
+    pub fn is_being_renamed(&self, id: ComputerId) -> bool {
+        self.home(id).join(RENAMING).exists()
+    }
+
+    /// The name of `id` is written down elsewhere too.
+    pub fn renamed(&self, id: ComputerId) {
+        if let Err(error) = std::fs::remove_file(self.home(id).join(RENAMING)) {
+            tracing::debug!(computer = %id, %error, "it is named once more at the next start");
+        }
     }
 
     /// Lets go of what was prepared. None is no error.

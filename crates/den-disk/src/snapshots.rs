@@ -84,6 +84,16 @@ impl Disks {
         Ok(())
     }
 
+    /// Writes out what waits of `id`'s disk alone: a snapshot does that, and its transaction is on the disk when
+    /// this returns.
+    pub(crate) fn flush_once(&self, id: ComputerId) -> Result<(), DiskError> {
+        let (live, folder) = (open_dir(&self.disk(id).live)?, self.snapshots_folder(id)?);
+        // A crash may have left one.
+        let _ = btrfs::destroy_subvolume(folder.as_fd(), FLUSH);
+        btrfs::snapshot(live.as_fd(), folder.as_fd(), FLUSH, true)?;
+        Ok(btrfs::destroy_subvolume(folder.as_fd(), FLUSH)?)
+    }
+
     /// Keeps the state of `id`'s disk as `number`; returns the generation that it has (0 on plain
     /// directories). What runs on the disk goes on meanwhile: who wants one moment freezes it.
     ///

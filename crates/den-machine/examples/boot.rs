@@ -33,8 +33,10 @@ async fn main() {
         let begin = Instant::now();
         let disk = disks.create(id, limits.disk, &Identity { hostname: "test", machine_id: [n as u8; 16] }).unwrap();
         let made = begin.elapsed();
-        let machine =
-            machines.boot(&BootPlan { id, hostname: "test", layers: &layers, disk: &disk.live, limits }).await.unwrap();
+        let machine = machines
+            .boot(&BootPlan { id, hostname: "test", layers: &layers, disk: &disk.live, limits, pool: 0, counter: None })
+            .await
+            .unwrap();
         times.push((begin.elapsed(), made));
         all.push(machine);
     }

@@ -119,14 +119,14 @@ fn last_line(path: &Path) -> String {
     text.lines().last().unwrap_or("it said nothing").trim_start_matches("error: ").to_owned()
 }
 
-/// Whether this process can make itself known by a pidfd: used by [`crate::Machine::died`].
-pub(crate) fn watch_end(pidfd: &OwnedFd, end: tokio::sync::watch::Sender<bool>) -> Result<(), SysError> {
+/// Has `ended` called when the process behind this pidfd is gone: used by [`crate::Machine::died`].
+pub(crate) fn watch_end(pidfd: &OwnedFd, ended: impl FnOnce() + Send + 'static) -> Result<(), SysError> {
     let copy = pidfd.as_fd().try_clone_to_owned().map_err(|error| SysError::io("dup", Path::new("pidfd"), &error))?;
     let readable = watched(copy).map_err(|error| SysError::io("epoll_ctl", Path::new("pidfd"), &error))?;
     tokio::spawn(async move {
         // Readable once the process has ended; an error means that nothing can be learned any more.
         let _ = readable.readable().await;
-        let _ = end.send(true);
+        ended();
     });
     Ok(())
 }

@@ -13,10 +13,13 @@
 //! A tier is a driver behind `Machines::boot`; what follows a boot is the same for all, since the
 //! link speaks one protocol.
 
+mod criu;
 mod launcher;
 mod link;
 mod machines;
 
+pub use criu::{Criu, CriuError, Dump, Kept};
+pub use den_wire::launcher::PoolCaps;
 pub use link::{
     ApplyContent, Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput,
     StepLink, Synced,

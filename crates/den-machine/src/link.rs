@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use den_sys::socket;
 use den_wire::agent::{
-    APPLY_OPS_MAX, ApplyOp, Change, End, Exec, Failure, FailureKind, FileStat, Hello, Input, Listening, Reply, Request,
-    SignalScope, WriteFile,
+    APPLY_OPS_MAX, ATTRIBUTES_PATHS_MAX, ApplyOp, Change, DressXattr, End, Exec, Failure, FailureKind, FileStat, Hello,
+    Input, Listening, Reply, Request, SignalScope, WriteFile,
 };
-use den_wire::frame::message_bytes;
+use den_wire::frame::{HEAD_BYTES, message_bytes};
 use den_wire::{DATA_CHUNK_BYTES, FrameKind, WireError, read_frame, write_end, write_frame, write_message};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -20,6 +20,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 pub use self::apply::ApplyContent;
 
 mod apply;
+#[cfg(test)]
+mod tests;
 
 /// Nothing was done, for it would have to wait.
 const AGAIN: i32 = rustix::io::Errno::AGAIN.raw_os_error();
@@ -30,6 +32,12 @@ const QUEUE_PAUSES: [u64; 13] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 15
 /// What the kernel holds of data on its way in: two frames, so that one is sent while one is taken.
 const SINK_BUFFER_BYTES: usize = 2 * DATA_CHUNK_BYTES;
 
+/// The longest answer to `Rest`: a failure with its words.
+const REST_ANSWER_BYTES_MAX: usize = 4 << 10;
+
+/// How long the agent may take to rest: it waits some seconds for what goes on inside, and for its threads.
+const REST_MAX: Duration = Duration::from_secs(15);
+
 /// How long the agent may take nothing of what [`Link::apply`] sends.
 const APPLY_TAKE_MAX: Duration = Duration::from_secs(60);
 
@@ -38,6 +46,12 @@ const APPLY_DONE_MAX: Duration = Duration::from_secs(300);
 
 /// The most sockets that [`Link::ports`] takes; an agent that says more is broken.
 pub const LISTENING_MAX: usize = 20_000;
+
+/// The most entries that [`Link::list`] takes, and their most bytes of paths and targets: all of them are in
+/// memory at once, and how many there are is up to whoever fills the disk, or has replaced the agent.
+pub const ENTRIES_MAX: usize = 200_000;
+/// See [`ENTRIES_MAX`].
+pub const ENTRIES_BYTES_MAX: usize = 64 << 20;
 
 /// To the agent of one computer. Connects anew for each operation.
 #[derive(Debug, Clone)]
@@ -57,6 +71,14 @@ pub enum LinkError {
     /// It is there, and says nothing.
     #[error("no answer for {} s", .0.as_secs())]
     Silent(Duration),
+    /// It has more to say than is taken.
+    #[error("more than {limit} {what}")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How much is taken.
+        limit: usize,
+    },
     /// Nobody listens.
     #[error("no agent at {}", path.display())]
     Connect {
@@ -79,6 +101,8 @@ pub struct StepLink {
     pub events: StepEvents,
     /// To it.
     pub input: StepInput,
+    /// Its first process, as it is numbered inside; none of a command that was over at once, or could not be started.
+    pub pid: Option<u32>,
 }
 
 /// News of a running step.
@@ -221,13 +245,25 @@ impl Link {
         }
     }
 
-    /// What a directory holds, to this depth.
+    /// What a directory holds, to this depth. `TooMuch` beyond [`ENTRIES_MAX`] and [`ENTRIES_BYTES_MAX`].
     pub async fn list(&self, path: &[u8], depth: u32) -> Result<Vec<FileStat>, LinkError> {
         let (mut read, _write) = self.open(&Request::List { path: path.to_vec().into(), depth }).await?;
-        let mut all = Vec::new();
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        let too_much = |what, limit| LinkError::TooMuch { what, limit };
         loop {
             match reply(&mut read).await? {
-                Reply::Entries(mut entries) => all.append(&mut entries),
+                // Each message says at least one: who sends empty ones is no agent.
+                Reply::Entries(entries) if entries.is_empty() => return Err(unexpected()),
+                Reply::Entries(mut entries) => {
+                    bytes += entries.iter().map(text_bytes).sum::<usize>();
+                    all.append(&mut entries);
+                    if all.len() > ENTRIES_MAX {
+                        return Err(too_much("entries", ENTRIES_MAX));
+                    }
+                    if bytes > ENTRIES_BYTES_MAX {
+                        return Err(too_much("bytes of names and links", ENTRIES_BYTES_MAX));
+                    }
+                }
                 Reply::Done => return Ok(all),
                 _ => return Err(unexpected()),
             }
@@ -272,8 +308,8 @@ impl Link {
     }
 
     /// Watches a path. Returns once the watch is armed.
-    pub async fn watch(&self, path: &[u8], recursive: bool) -> Result<Changes, LinkError> {
-        let (mut read, write) = self.open(&Request::Watch { path: path.to_vec().into(), recursive }).await?;
+    pub async fn watch(&self, path: &[u8], recursive: bool, plain: bool) -> Result<Changes, LinkError> {
+        let (mut read, write) = self.open(&Request::Watch { path: path.to_vec().into(), recursive, plain }).await?;
         match reply(&mut read).await? {
             Reply::Done => Ok(Changes(read, write)),
             _ => Err(unexpected()),
@@ -316,6 +352,85 @@ impl Link {
         }
     }
 
+    /// Has the agent let go of all that is the host's; see [`Request::Rest`]. Returns where the calls of programs inside
+    /// arrive, if they do, to be given back by [`Link::calls`].
+    ///
+    /// Errors: it may rest nevertheless, or have let go of logs; see [`crate::Machine::come_back`].
+    pub async fn rest(&self) -> Result<Option<OwnedFd>, LinkError> {
+        tokio::time::timeout(REST_MAX, self.rests()).await.unwrap_or(Err(LinkError::Silent(REST_MAX)))
+    }
+
+    async fn rests(&self) -> Result<Option<OwnedFd>, LinkError> {
+        let mut stream = self.ask(&Request::Rest, None).await?;
+        let (mut bytes, mut beside) = (vec![0; HEAD_BYTES + REST_ANSWER_BYTES_MAX], Vec::new());
+        let length = loop {
+            stream.readable().await?;
+            let received = stream.try_io(tokio::io::Interest::READABLE, || {
+                socket::receive(&stream, &mut bytes, &mut beside).map_err(|error| error.to_io())
+            });
+            match received {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                other => break other?,
+            }
+        };
+        match read_reply(&mut &bytes[..length]).await? {
+            Reply::Done => {}
+            _ => return Err(unexpected()),
+        }
+        // Its end is the agent's last word.
+        let mut rest = [0];
+        while tokio::io::AsyncReadExt::read(&mut stream, &mut rest).await? > 0 {}
+        Ok(beside.pop())
+    }
+
+    /// Shows its programs their share again, and has their calls answered that arrive there.
+    pub async fn calls(&self, calls: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
+        self.told(&Request::Calls, calls).await
+    }
+
+    /// Gives a step its log again.
+    pub async fn relog(&self, step: u64, log: BorrowedFd<'_>) -> Result<(), LinkError> {
+        self.told(&Request::Relog { step }, Some(log)).await
+    }
+
+    async fn told(&self, request: &Request, beside: Option<BorrowedFd<'_>>) -> Result<(), LinkError> {
+        let mut stream = self.ask(request, beside).await?;
+        match read_reply(&mut stream).await? {
+            Reply::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Has an agent that rests listen to `listener`; `stream` leads to where it waits.
+    pub(crate) async fn wake(stream: OwnedFd, listener: BorrowedFd<'_>) -> Result<(), LinkError> {
+        let bytes = message_bytes(&Request::Wake);
+        let sent = socket::send(&stream, &bytes, &[listener]).map_err(|error| error.to_io())?;
+        let mut stream = UnixStream::from_std(stream.into())?;
+        stream.write_all(&bytes[sent..]).await?;
+        match read_reply(&mut stream).await? {
+            Reply::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Where the agent listens.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Extended attributes of paths whose names begin with `prefix`: name and value, a list a path.
+    pub async fn attributes(&self, paths: &[&[u8]], prefix: &[u8]) -> Result<Vec<Vec<DressXattr>>, LinkError> {
+        let mut all = Vec::with_capacity(paths.len());
+        for some in paths.chunks(ATTRIBUTES_PATHS_MAX) {
+            let paths = some.iter().map(|path| path.to_vec().into()).collect();
+            match self.call(&Request::Attributes { paths, prefix: prefix.to_vec().into() }).await? {
+                Reply::Attributes(mut found) if found.len() == some.len() => all.append(&mut found),
+                _ => return Err(unexpected()),
+            }
+        }
+        Ok(all)
+    }
+
     /// What listens inside, in no order.
     pub async fn ports(&self) -> Result<Vec<Listening>, LinkError> {
         let (mut read, _write) = self.open(&Request::Ports).await?;
@@ -347,12 +462,14 @@ pub struct Synced(#[expect(dead_code, reason = "closing it lets what is frozen g
 async fn started(stream: UnixStream) -> Result<StepLink, LinkError> {
     let (read, write) = stream.into_split();
     let mut read = BufReader::new(read);
-    let first = match reply(&mut read).await? {
-        Reply::Started { .. } => None,
-        Reply::Ended { end, log_bytes, output_bytes } => Some(StepEvent::Ended { end, log_bytes, output_bytes }),
+    let (pid, first) = match reply(&mut read).await? {
+        Reply::Started { pid } => (Some(pid), None),
+        Reply::Ended { end, log_bytes, output_bytes } => {
+            (None, Some(StepEvent::Ended { end, log_bytes, output_bytes }))
+        }
         _ => return Err(unexpected()),
     };
-    Ok(StepLink { events: StepEvents { read, first }, input: StepInput(write) })
+    Ok(StepLink { events: StepEvents { read, first }, input: StepInput(write), pid })
 }
 
 impl StepEvents {
@@ -478,6 +595,12 @@ async fn read_reply<R: tokio::io::AsyncRead + Unpin>(read: &mut R) -> Result<Rep
 
 async fn reply(read: &mut BufReader<OwnedReadHalf>) -> Result<Reply, LinkError> {
     read_reply(read).await
+}
+
+/// Bytes of an entry that are as many as the agent says.
+fn text_bytes(entry: &FileStat) -> usize {
+    let name = |name: &Option<String>| name.as_ref().map_or(0, String::len);
+    entry.path.len() + entry.target.as_ref().map_or(0, |to| to.len()) + name(&entry.user) + name(&entry.group)
 }
 
 fn unexpected() -> LinkError {

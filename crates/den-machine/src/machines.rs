@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use den_model::{ComputerId, Limits};
 use den_sys::{SysError, cgroup, clone};
-use den_wire::launcher::{Create, Reply, Request, Usage};
+use den_wire::launcher::{Create, PoolCaps, Reply, Request, Usage, cgroup_name};
 use tokio::sync::watch;
 
 use crate::launcher::{Connection, LauncherProgram, watch_end};
@@ -18,21 +18,24 @@ use crate::{Link, LinkError};
 
 /// Directories of every computer that lie on its disk itself, under `vol/`, and not on the overlay:
 /// engines in there mount overlays of their own, whose writable part cannot lie on another one.
-const VOLUMES: [(&str, &str); 3] =
+pub(crate) const VOLUMES: [(&str, &str); 3] =
     [("docker", "/var/lib/docker"), ("containerd", "/var/lib/containerd"), ("containers", "/var/lib/containers")];
 
+/// Names no cgroup.
+const NO_CGROUP: &str = "asleep";
 /// How long an agent may take from its start to its first answer.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often it is tried to remove a cgroup that a process has just left.
 const CGROUP_TRIES: u32 = 40;
 /// Idle connections to the launcher that are kept.
 const CONNECTIONS_KEPT: usize = 8;
-/// How often a launcher is asked for its computers at the start.
-const INTRODUCE_ATTEMPTS_MAX: u32 = 10;
+/// How often a launcher is asked that is lost meanwhile: one that is being killed takes connections until it is gone.
+pub(crate) const ATTEMPTS_MAX: u32 = 10;
 /// Before it is asked again: this, then twice this, and so on.
-const INTRODUCE_PAUSE: Duration = Duration::from_millis(10);
+pub(crate) const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Where things lie, and how many husks are kept.
+#[derive(Debug, Clone)]
 pub struct MachinesConfig {
     /// RUN.
     pub run: PathBuf,
@@ -84,11 +87,11 @@ pub enum MachineError {
 
 /// All running computers of one RUN.
 #[derive(Clone)]
-pub struct Machines(Arc<Inner>);
+pub struct Machines(pub(crate) Arc<Inner>);
 
-struct Inner {
-    run: PathBuf,
-    program: LauncherProgram,
+pub(crate) struct Inner {
+    pub(crate) run: PathBuf,
+    pub(crate) program: LauncherProgram,
     idle: Mutex<Vec<Connection>>,
     pool: AtomicU32,
     starting: tokio::sync::Mutex<()>,
@@ -97,6 +100,8 @@ struct Inner {
     ended: AtomicBool,
     on_restart: OnceLock<Box<dyn Fn() + Send + Sync>>,
     boots: [AtomicU64; 2],
+    /// What all pools are held to, for the next launcher.
+    pools: Mutex<Vec<PoolCaps>>,
 }
 
 /// What to boot.
@@ -112,6 +117,10 @@ pub struct BootPlan<'a> {
     pub disk: &'a Path,
     /// What it may use.
     pub limits: Limits,
+    /// The number of its pool; 0: none of its own.
+    pub pool: u64,
+    /// Where its disk is counted, below a sysfs; its programs see this as the size of their disk.
+    pub counter: Option<&'a str>,
 }
 
 /// One running computer.
@@ -120,12 +129,20 @@ pub struct Machine(Arc<MachineInner>);
 
 struct MachineInner {
     id: ComputerId,
+    /// None while its memory is on a disk.
+    body: Mutex<Option<Body>>,
+    link: Link,
+    /// Whether it has ended. While its memory is on a disk it has not.
+    end: watch::Sender<bool>,
+    machines: Machines,
+}
+
+/// What runs of a computer.
+struct Body {
     pid: u32,
     net_link: u64,
+    cgroup: String,
     pidfd: OwnedFd,
-    link: Link,
-    end: watch::Receiver<bool>,
-    machines: Machines,
 }
 
 impl Machines {
@@ -147,6 +164,7 @@ impl Machines {
             ended: AtomicBool::new(false),
             on_restart: OnceLock::new(),
             boots: Default::default(),
+            pools: Mutex::default(),
         }));
         let mut attempt = 1;
         let found = loop {
@@ -155,10 +173,9 @@ impl Machines {
                 Err(error) => Err(error),
             };
             match found {
-                // A launcher that is being killed takes connections until it is gone.
-                Err(MachineError::Sys(error)) if attempt < INTRODUCE_ATTEMPTS_MAX => {
+                Err(MachineError::Sys(error)) if attempt < ATTEMPTS_MAX => {
                     tracing::warn!(%error, "the launcher was lost while it was asked for its computers");
-                    tokio::time::sleep(INTRODUCE_PAUSE * attempt).await;
+                    tokio::time::sleep(ATTEMPT_PAUSE * attempt).await;
                     attempt += 1;
                 }
                 found => break found?,
@@ -174,14 +191,13 @@ impl Machines {
 
     /// The computers that the launcher carries.
     async fn introduce(&self) -> Result<Vec<Machine>, MachineError> {
-        let connection = self.reach().await?;
-        connection.send(&Request::Hello { version: den_wire::VERSION }).await?;
+        let connection = self.sent(&Request::Hello { version: den_wire::VERSION }).await?;
         let mut found = Vec::new();
         loop {
             match connection.receive().await? {
                 (Reply::Hello { .. }, _) => {}
-                (Reply::Running { id, pid, link }, Some(pidfd)) => match id.parse() {
-                    Ok(id) => found.push(self.machine(id, pid, link, pidfd)?),
+                (Reply::Running { id, pid, link, pool }, Some(pidfd)) => match id.parse() {
+                    Ok(id) => found.push(self.machine(id, pid, link, pool, pidfd)?),
                     Err(error) => tracing::warn!(%error, "the launcher carries something that is no computer"),
                 },
                 (Reply::Done, _) => break,
@@ -200,17 +216,7 @@ impl Machines {
     /// As [`Machines::boot`]; `begun` is called with the computer as soon as it has processes and a
     /// link, while its agent is still waited for.
     pub async fn boot_with(&self, plan: &BootPlan<'_>, begun: impl FnOnce(&Machine)) -> Result<Machine, MachineError> {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let request = Request::Create(Create {
-            id: plan.id.to_string(),
-            hostname: plan.hostname.to_owned(),
-            layers: plan.layers.iter().map(|path| text(path)).collect(),
-            disk: text(plan.disk),
-            limits: wire_limits(&plan.limits),
-            agent: text(&self.0.program.agent),
-            run: text(&self.home(plan.id)),
-            volumes: VOLUMES.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
-        });
+        let request = Request::Create(self.create_of(plan));
         let answer = match self.ask(&request).await {
             // The launcher died of it or beneath it. Its successor may have adopted the computer:
             // ended first, then tried once more.
@@ -221,11 +227,11 @@ impl Machines {
             }
             other => other?,
         };
-        let (Reply::Created { pid, link, pooled }, Some(pidfd)) = answer else {
+        let (Reply::Created { pid, link, pooled, pool }, Some(pidfd)) = answer else {
             return Err(MachineError::Answer { wanted: "Created" });
         };
         self.0.boots[usize::from(pooled)].fetch_add(1, Ordering::Relaxed);
-        let machine = self.machine(plan.id, pid, link, pidfd)?;
+        let machine = self.machine(plan.id, pid, link, pool, pidfd)?;
         begun(&machine);
         let greeted = tokio::select! {
             greeted = tokio::time::timeout(HELLO_TIMEOUT, machine.link().hello()) => greeted,
@@ -242,6 +248,23 @@ impl Machines {
                 let source = LinkError::Wire(std::io::Error::from(std::io::ErrorKind::TimedOut).into());
                 Err(MachineError::Agent { id: plan.id, source })
             }
+        }
+    }
+
+    /// What the launcher is told of a computer to boot.
+    pub(crate) fn create_of(&self, plan: &BootPlan<'_>) -> Create {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        Create {
+            id: plan.id.to_string(),
+            hostname: plan.hostname.to_owned(),
+            layers: plan.layers.iter().map(|path| text(path)).collect(),
+            disk: text(plan.disk),
+            limits: wire_limits(&plan.limits),
+            agent: text(&self.0.program.agent),
+            run: text(&self.home(plan.id)),
+            volumes: VOLUMES.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
+            pool: plan.pool,
+            counter: plan.counter.map(str::to_owned).unwrap_or_default(),
         }
     }
 
@@ -264,16 +287,38 @@ impl Machines {
         self.done(&Request::Pool { target }).await
     }
 
+    /// Holds the computers of each pool to these together: all pools there are, the house as 0. Pools that are left
+    /// out go with what was made for them.
+    ///
+    /// Errors: what the kernel refuses; `Refused` by a launcher of before there were pools, where there is one.
+    pub async fn set_pools(&self, pools: Vec<PoolCaps>) -> Result<(), MachineError> {
+        let none = pools.iter().all(|caps| *caps == PoolCaps::default());
+        *self.0.pools.lock().expect("no panic while it is held") = pools.clone();
+        match self.done(&Request::Pools { pools }).await {
+            // It is too old to know of pools, and there are none.
+            Err(MachineError::Refused { errno: 0, .. }) if none => Ok(()),
+            done => done,
+        }
+    }
+
     /// How many boots found a husk ready, and how many did not, since this daemon began.
     pub fn boots(&self) -> (u64, u64) {
         let [cold, pooled] = &self.0.boots;
         (pooled.load(Ordering::Relaxed), cold.load(Ordering::Relaxed))
     }
 
-    /// How many husks are ready.
+    /// How many husks are ready. Takes the same however many computers run, but of a launcher that is too old.
     pub async fn husks(&self) -> Result<u32, MachineError> {
-        let connection = self.reach().await?;
-        connection.send(&Request::Hello { version: den_wire::VERSION }).await?;
+        match self.ask(&Request::Husks).await {
+            Ok((Reply::Hello { husks, .. }, _)) => Ok(husks),
+            Ok(_) => Err(MachineError::Answer { wanted: "Hello" }),
+            Err(MachineError::Refused { .. }) => self.husks_of_old().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn husks_of_old(&self) -> Result<u32, MachineError> {
+        let connection = self.sent(&Request::Hello { version: den_wire::VERSION }).await?;
         let mut ready = 0;
         loop {
             match connection.receive().await? {
@@ -322,15 +367,7 @@ impl Machines {
     }
 
     async fn end_launcher(&self) -> Result<(), MachineError> {
-        let socket = self.0.run.join("launcher.sock");
-        if let Ok(connection) = Connection::open(&socket) {
-            connection.send(&Request::Exit).await?;
-            match connection.receive().await? {
-                (Reply::Done, _) => {}
-                (Reply::Failed { stage, errno }, _) => return Err(MachineError::Refused { stage, errno }),
-                _ => return Err(MachineError::Answer { wanted: "Done" }),
-            }
-        }
+        self.dismiss().await?;
         // The launcher's own view of mounts has no cgroups in it any more.
         let instance = cgroup::instance_of(&self.0.run);
         for _ in 0..CGROUP_TRIES {
@@ -347,15 +384,44 @@ impl Machines {
         Ok(())
     }
 
-    fn home(&self, id: ComputerId) -> PathBuf {
+    /// Ends the launcher with its husks and what they hold of mounts; the gate's namespace stays for the next one.
+    ///
+    /// Errors: `Refused` while computers run.
+    pub async fn dismiss(&self) -> Result<(), MachineError> {
+        let socket = self.0.run.join("launcher.sock");
+        if let Ok(connection) = Connection::open(&socket) {
+            connection.send(&Request::Exit).await?;
+            match connection.receive().await? {
+                (Reply::Done, _) => {}
+                (Reply::Failed { stage, errno }, _) => return Err(MachineError::Refused { stage, errno }),
+                _ => return Err(MachineError::Answer { wanted: "Done" }),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn home(&self, id: ComputerId) -> PathBuf {
         self.0.run.join("computers").join(id.to_string())
     }
 
-    fn machine(&self, id: ComputerId, pid: u32, net_link: u64, pidfd: OwnedFd) -> Result<Machine, MachineError> {
-        let (sender, end) = watch::channel(false);
-        watch_end(&pidfd, sender)?;
+    fn machine(
+        &self,
+        id: ComputerId,
+        pid: u32,
+        net_link: u64,
+        pool: u64,
+        pidfd: OwnedFd,
+    ) -> Result<Machine, MachineError> {
+        let machine = self.asleep(id);
+        machine.embody(pid, net_link, pool, pidfd)?;
+        Ok(machine)
+    }
+
+    /// A computer whose memory is on a disk: nothing of it runs, and it has not ended.
+    pub fn asleep(&self, id: ComputerId) -> Machine {
         let link = Link::new(self.home(id).join("agent.sock"));
-        Ok(Machine(Arc::new(MachineInner { id, pid, net_link, pidfd, link, end, machines: self.clone() })))
+        let (end, _) = watch::channel(false);
+        Machine(Arc::new(MachineInner { id, body: Mutex::new(None), link, end, machines: self.clone() }))
     }
 
     /// A connection to the launcher, which is started if there is none.
@@ -384,6 +450,13 @@ impl Machines {
         let target = self.0.pool.load(Ordering::Relaxed);
         connection.send(&Request::Pool { target }).await?;
         connection.receive().await?;
+        let pools = self.0.pools.lock().expect("no panic while it is held").clone();
+        if !pools.is_empty() {
+            connection.send(&Request::Pools { pools }).await?;
+            if let (Reply::Failed { stage, errno }, _) = connection.receive().await? {
+                tracing::error!(stage, errno, "pools are not held to what they have");
+            }
+        }
         Ok(connection)
     }
 
@@ -394,19 +467,31 @@ impl Machines {
         }
     }
 
+    /// A connection to the launcher, to which this has been sent.
+    pub(crate) async fn sent(&self, request: &Request) -> Result<Connection, MachineError> {
+        let connection = self.reach().await?;
+        if connection.send(request).await.is_ok() {
+            return Ok(connection);
+        }
+        // An idle one of a launcher that has ended.
+        self.lost();
+        let connection = self.reach().await?;
+        connection.send(request).await?;
+        Ok(connection)
+    }
+
+    /// What was connected to the launcher is so no more.
+    pub(crate) fn lost(&self) {
+        self.0.idle.lock().expect("no panic while it is held").clear();
+    }
+
     /// One request, one answer. `Sys` errors mean that the launcher was lost.
     async fn ask(&self, request: &Request) -> Result<(Reply, Option<OwnedFd>), MachineError> {
-        let mut connection = self.reach().await?;
-        if connection.send(request).await.is_err() {
-            // An idle one of a launcher that has ended.
-            self.0.idle.lock().expect("no panic while it is held").clear();
-            connection = self.reach().await?;
-            connection.send(request).await?;
-        }
+        let connection = self.sent(request).await?;
         let answer = match connection.receive().await {
             Ok(answer) => answer,
             Err(error) => {
-                self.0.idle.lock().expect("no panic while it is held").clear();
+                self.lost();
                 return Err(error.into());
             }
         };
@@ -431,15 +516,54 @@ impl Machine {
         self.0.id
     }
 
-    /// PID 1 of it, as the host counts.
+    pub(crate) fn machines(&self) -> &Machines {
+        &self.0.machines
+    }
+
+    fn of_body<T>(&self, look: impl FnOnce(&Body) -> T) -> Option<T> {
+        self.0.body.lock().expect("no panic while it is held").as_ref().map(look)
+    }
+
+    /// It runs as these processes from now on.
+    pub(crate) fn embody(&self, pid: u32, net_link: u64, pool: u64, pidfd: OwnedFd) -> Result<(), MachineError> {
+        let machine = Arc::downgrade(&self.0);
+        watch_end(&pidfd, move || {
+            // Unless its memory was written down meanwhile.
+            if let Some(machine) = machine.upgrade()
+                && machine.body.lock().expect("no panic while it is held").as_ref().is_some_and(|body| body.pid == pid)
+            {
+                machine.end.send_replace(true);
+            }
+        })?;
+        let body = Body { pid, net_link, cgroup: cgroup_name(pool, net_link), pidfd };
+        *self.0.body.lock().expect("no panic while it is held") = Some(body);
+        Ok(())
+    }
+
+    /// What still runs of it does not count any more: its memory is on a disk.
+    pub(crate) fn disembody(&self) {
+        self.0.body.lock().expect("no panic while it is held").take();
+    }
+
+    /// Whether its memory is on a disk and nothing of it runs.
+    pub fn is_on_disk(&self) -> bool {
+        self.0.body.lock().expect("no panic while it is held").is_none()
+    }
+
+    /// PID 1 of it, as the host counts; 0 while its memory is on a disk.
     pub fn pid(&self) -> u32 {
-        self.0.pid
+        self.of_body(|body| body.pid).unwrap_or(0)
+    }
+
+    /// Its cgroup, below that of the house. While its memory is on a disk it has none, and this names none.
+    pub fn cgroup(&self) -> String {
+        self.of_body(|body| body.cgroup.clone()).unwrap_or_else(|| NO_CGROUP.to_owned())
     }
 
     /// Its network link: `l<n>` in the gate's namespace, with the index 1000 + n. 0 if it was booted by
     /// a launcher that is too old to say.
     pub fn net_link(&self) -> u64 {
-        self.0.net_link
+        self.of_body(|body| body.net_link).unwrap_or(0)
     }
 
     /// To its agent.
@@ -449,8 +573,8 @@ impl Machine {
 
     /// Returns when PID 1 is gone, and so every process in it.
     pub async fn died(&self) {
-        let mut end = self.0.end.clone();
-        // The sender is dropped only after it has said so.
+        let mut end = self.0.end.subscribe();
+        // The sender is ours.
         let _ = end.wait_for(|ended| *ended).await;
     }
 
@@ -463,13 +587,17 @@ impl Machine {
     /// making a husk just now.
     pub async fn kill(&self) -> Result<(), MachineError> {
         if !self.is_dead() {
-            clone::kill(&self.0.pidfd)?;
+            match self.of_body(|body| clone::kill(&body.pidfd)) {
+                Some(killed) => killed?,
+                // It ends as it is.
+                None => _ = self.0.end.send_replace(true),
+            }
         }
         self.0.machines.kill(self.0.id).await
     }
 }
 
-fn wire_limits(limits: &Limits) -> den_wire::launcher::Limits {
+pub(crate) fn wire_limits(limits: &Limits) -> den_wire::launcher::Limits {
     den_wire::launcher::Limits { cpu_milli: limits.cpus.0, memory_bytes: limits.memory.0, pids: limits.pids }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, Parent, State};
+use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, Parent, PoolName, State};
 
 /// How a computer is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct ComputerSpec {
     pub labels: BTreeMap<String, String>,
     /// Whether the image's own command is started at every boot.
     pub entrypoint: bool,
+    /// Which pool it takes room of.
+    #[serde(default, skip_serializing_if = "PoolName::is_default")]
+    pub pool: PoolName,
 }
 
 /// A computer as the store knows it.

@@ -75,6 +75,10 @@ kinds! {
     ServiceFailed = "service_failed",
     /// A service ended and is started again in a while.
     ServiceBackingOff = "service_backing_off",
+    /// A backup of the house was made; the detail says where to.
+    BackupDone = "backup_done",
+    /// A backup of the house was not made; the detail says why.
+    BackupFailed = "backup_failed",
     /// A service was stopped.
     ServiceStopped = "service_stopped",
     /// The kernel ended a process inside, because the computer's memory was used up.

@@ -4,6 +4,7 @@
 //! id ── ComputerId, …       name ── ComputerName      size ── Bytes, Cpus, Duration texts
 //! computer ── ComputerSpec, Limits, Computer          step ── StepNumber, Step, StepEnd
 //! event ── Event, EventKind                             service ── ServiceSpec, Service, ServiceState
+//! pool ── PoolName, PoolLimits, Amounts: what computers share
 //! state ── State, Request, Fact: the transition table   history ── Snapshot, StateRef, Parent
 //! ```
 //!
@@ -17,6 +18,7 @@ pub mod id;
 pub mod idle;
 pub mod meter;
 pub mod name;
+pub mod pool;
 pub mod service;
 pub mod size;
 pub mod state;
@@ -28,6 +30,7 @@ pub use history::{ChangeCount, Parent, Snapshot, SnapshotKind, StateError, State
 pub use id::{ComputerId, Id, IdError};
 pub use idle::{Idle, IdleError, Sleep};
 pub use name::{ComputerName, ImageName, NameError};
+pub use pool::{Amount, Amounts, Pool, PoolLimits, PoolName, Short, Standing};
 pub use service::{BackOff, Ready, Restart, Service, ServiceError, ServiceName, ServiceSpec, ServiceState};
 pub use size::{Bytes, Cpus, SizeError, parse_duration};
 pub use state::{Fact, Refused, Request, State};

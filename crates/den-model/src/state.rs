@@ -56,6 +56,8 @@ pub enum Request {
     Replug,
     /// Take it out of the trash.
     Undelete,
+    /// Give it another size.
+    Resize,
 }
 
 /// What has happened to a computer. A fact may not be refused.
@@ -118,6 +120,7 @@ impl State {
             // Where nothing of it runs any more; else to where it was.
             (S::Unplugged, R::Replug) => Ok(S::Stopped),
             (S::Trashed, R::Undelete) => Ok(S::Stopped),
+            (S::Running | S::Paused | S::Stopped | S::Failed, R::Resize) => Ok(self),
             (S::Removing, _) => Err(Refused { state: self, request }),
             (state, R::Fork) if state != S::Creating => Ok(state),
             (_, R::Remove) => Ok(S::Removing),
@@ -163,7 +166,7 @@ impl State {
 
 impl Request {
     /// Every request.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Start,
         Self::Stop,
         Self::Remove,
@@ -175,6 +178,7 @@ impl Request {
         Self::Unplug,
         Self::Replug,
         Self::Undelete,
+        Self::Resize,
     ];
 }
 
@@ -203,6 +207,7 @@ impl fmt::Display for Request {
             Self::Unplug => "unplug",
             Self::Replug => "replug",
             Self::Undelete => "undelete",
+            Self::Resize => "resize",
         })
     }
 }

@@ -96,8 +96,10 @@ impl From<den_control::Error> for ApiError {
         if error.code == "internal" {
             return Self::internal(error.chain());
         }
-        // What the host lacks or has lost is for the client to see and for the operator to read.
-        let cause = status.is_server_error().then(|| error.chain());
+        // What the host lacks or has lost is for the client to see and for the operator to read; what Den does not
+        // do is for the client alone.
+        let ours = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
+        let cause = ours.then(|| error.chain());
         let detail = ErrorDetail {
             code: error.code.to_owned(),
             message: error.message,

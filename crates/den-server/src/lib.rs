@@ -53,8 +53,8 @@ pub use serve::{CONNECTIONS_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve};
 pub use token::Token;
 
 use crate::routes::{
-    App, computers, events, files, history, images, life, metrics, net, ports, service, services, sockets, steps, tar,
-    trash,
+    App, backup, computers, events, files, history, images, life, metrics, net, pools, ports, service, services,
+    sockets, steps, tar, trash,
 };
 
 /// All routes behind their guard. `stop` is cancelled once a `POST /v1/shutdown` has been carried
@@ -148,6 +148,7 @@ fn described() -> OpenApiRouter<App> {
             tag("services", "Commands that a computer keeps running"),
             tag("net", "What a computer may reach, and what it did reach"),
             tag("trash", "What was removed, and taking back what was done"),
+            tag("pools", "What computers share: CPUs, memory, disk, how many they may be"),
             tag("images", "What computers start from"),
             tag("service", "The daemon itself"),
         ]))
@@ -162,6 +163,7 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(service::version))
         .routes(routes!(service::openapi))
         .routes(routes!(service::shutdown))
+        .routes(routes!(backup::back_up))
         .routes(routes!(computers::create, computers::list))
         .routes(routes!(computers::get, computers::remove, life::change))
         .routes(routes!(computers::start))
@@ -209,6 +211,8 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(trash::list, trash::empty))
         .routes(routes!(trash::empty_one))
         .routes(routes!(trash::undo, trash::undo_list))
+        .routes(routes!(pools::list, pools::create))
+        .routes(routes!(pools::get, pools::change, pools::remove))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
         .routes(routes!(images::build))

@@ -6,15 +6,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Token;
 
+pub(crate) mod backup;
 pub(crate) mod computers;
 pub(crate) mod events;
 pub(crate) mod files;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod life;
+mod lines;
 pub(crate) mod metrics;
 pub(crate) mod net;
 mod pages;
+pub(crate) mod pools;
 pub(crate) mod ports;
 pub(crate) mod service;
 pub(crate) mod services;

@@ -125,6 +125,17 @@ impl Store {
         })
     }
 
+    /// Returns the computer that a create with this key made.
+    ///
+    /// Errors: `idempotency_mismatch` where it said something else.
+    pub async fn made_by(&self, key: &str, request_hash: &str) -> Result<Option<ComputerId>, StoreError> {
+        self.read_few(Op::ReadComputers, |connection| match claimed(connection, key)? {
+            Some((hash, made)) if hash == request_hash => Ok(Some(made)),
+            Some(_) => Err(StoreError::IdempotencyMismatch { key: key.to_owned() }.into()),
+            None => Ok(None),
+        })
+    }
+
     /// Returns the computer that has this name; one that is being removed or lies in the trash has
     /// none.
     pub async fn find_computer(&self, name: &ComputerName) -> Result<Option<Computer>, StoreError> {
@@ -159,6 +170,14 @@ impl Store {
     }
 }
 
+/// What a key was used for: the hash of the request, and what it made.
+fn claimed(connection: &Connection, key: &str) -> rusqlite::Result<Option<(String, ComputerId)>> {
+    connection
+        .prepare_cached("SELECT request_hash, computer FROM idempotency WHERE key = ?1")?
+        .query_row([key], |row| Ok((row.get(0)?, id_of(row.get(1)?))))
+        .optional()
+}
+
 /// Records the key for `computer`, or says what it was used for before.
 fn claim(
     connection: &Connection,
@@ -167,14 +186,8 @@ fn claim(
     computer: ComputerId,
     created_at: Micros,
 ) -> Result<(), Inside> {
-    let before: Option<(String, [u8; 16])> = connection
-        .prepare_cached("SELECT request_hash, computer FROM idempotency WHERE key = ?1")?
-        .query_row([&key], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    match before {
-        Some((hash, made)) if hash == request_hash => {
-            Err(StoreError::IdempotencyReplay { computer: id_of(made) }.into())
-        }
+    match claimed(connection, &key)? {
+        Some((hash, made)) if hash == request_hash => Err(StoreError::IdempotencyReplay { computer: made }.into()),
         Some(_) => Err(StoreError::IdempotencyMismatch { key }.into()),
         None => {
             connection

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use den_model::{ComputerId, ComputerName, ServiceName, StateLabel, StepNumber};
+use den_model::{ComputerId, ComputerName, PoolName, ServiceName, StateLabel, StepNumber};
 use rusqlite::ErrorCode;
 
 /// Why a fact was not written or read. Nothing of a failed write is kept.
@@ -37,6 +37,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What was met.
         found: String,
+    },
+    /// There is none, where there was one.
+    #[error("{} is not there or empty, and what it knew of is", path.display())]
+    Missing {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// A database of another program.
     #[error("{} is a database, but not one of Den's", path.display())]
@@ -140,6 +146,18 @@ pub enum StoreError {
         /// The name.
         service: ServiceName,
     },
+    /// There is a pool of this name already.
+    #[error("there is a pool `{pool}` already")]
+    PoolExists {
+        /// Its name.
+        pool: PoolName,
+    },
+    /// There is no such pool.
+    #[error("there is no pool `{pool}`")]
+    NoSuchPool {
+        /// What was asked for.
+        pool: String,
+    },
     /// There is no such service.
     #[error("{computer} has no service `{service}`")]
     NoSuchService {
@@ -190,6 +208,7 @@ impl StoreError {
             Self::Locked { .. } => "store_locked",
             Self::Newer { .. } => "store_newer",
             Self::Corrupt { .. } => "store_corrupt",
+            Self::Missing { .. } => "store_missing",
             Self::Foreign { .. } => "store_foreign",
             Self::File { .. } => "store_file",
             Self::NameTaken { .. } => "name_taken",
@@ -205,6 +224,8 @@ impl StoreError {
             Self::NothingToUndo { .. } => "nothing_to_undo",
             Self::ServiceExists { .. } => "service_exists",
             Self::NoSuchService { .. } => "no_such_service",
+            Self::PoolExists { .. } => "pool_exists",
+            Self::NoSuchPool { .. } => "no_such_pool",
             Self::Full { .. } => "store_full",
             Self::Sqlite { .. } => "store_failed",
             Self::NotSynced { .. } => "store_not_synced",
@@ -233,10 +254,14 @@ pub enum Op {
     ReadSnapshots,
     WriteServices,
     ReadServices,
+    WritePools,
+    ReadPools,
     InsertEvents,
     ReadEvents,
     InsertUndo,
     ReadUndo,
+    WriteFacts,
+    ReadFacts,
     Prune,
 }
 
@@ -258,11 +283,15 @@ impl std::fmt::Display for Op {
             Self::DeleteSnapshots => "forgetting kept states",
             Self::ReadSnapshots => "reading kept states",
             Self::WriteServices => "recording a service",
+            Self::WritePools => "recording a pool",
+            Self::ReadPools => "reading pools",
             Self::ReadServices => "reading services",
             Self::InsertEvents => "recording events",
             Self::ReadEvents => "reading events",
             Self::InsertUndo => "recording what can be taken back",
             Self::ReadUndo => "reading what can be taken back",
+            Self::WriteFacts => "recording what another interface knows",
+            Self::ReadFacts => "reading what another interface knows",
             Self::Prune => "forgetting old rows",
         })
     }

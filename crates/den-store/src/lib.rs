@@ -35,22 +35,27 @@
 //! Not here: which state may follow which (`den-model`), what a request means (`den-control`),
 //! the output of steps (files of their own).
 
+mod backup;
 mod computers;
 mod error;
 mod events;
+mod facts;
 mod history;
 mod life;
 mod lock;
 mod net;
+mod pools;
 mod readers;
 mod schema;
 mod services;
+mod size;
 mod steps;
 mod sync;
 mod together;
 mod trash;
 mod undo;
 mod undo_rows;
+mod wal;
 mod writer;
 
 use std::{
@@ -64,6 +69,7 @@ use std::{
 use den_model::meter::{Histogram, SIZES, TIMES};
 use tokio::sync::oneshot;
 
+pub use backup::{CopyRow, StoreCopy, schema_known};
 pub use computers::{Filter, Idempotency};
 pub use error::StoreError;
 pub use events::{EVENTS_KEPT_MAX, EventFilter, EventRows, EventsOf, NewEvent};
@@ -101,7 +107,14 @@ struct Inner {
     _syncer: Syncer,
     meters: Arc<Meters>,
     path: PathBuf,
-    _lock: Lock,
+    lock: Lock,
+}
+
+impl Drop for Inner {
+    /// The log goes with the last connection.
+    fn drop(&mut self) {
+        self.lock.no_longer_in_use();
+    }
 }
 
 impl Store {
@@ -112,14 +125,34 @@ impl Store {
     /// Errors: `store_locked` where another process has it; `store_newer` where a later Den wrote
     /// it, and `store_corrupt` or `store_foreign` where it is no store, all before anything is written.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_in(dir, false)
+    }
+
+    /// As [`Store::open`], in a folder that holds what a store knew of: a new one would know of nothing.
+    ///
+    /// Errors: also `store_missing`, and nothing is made.
+    pub fn open_again(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_in(dir, true)
+    }
+
+    fn open_in(dir: &Path, again: bool) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
         let lock = Lock::take(dir.join("den.db.lock"))?;
-        let connection = schema::open(&path)?;
+        let log = wal::check(&path)?;
+        if again && !path.exists() {
+            return Err(StoreError::Missing { path });
+        }
+        // A log that was left and is not there must have been copied into the database.
+        let there = path.metadata().is_ok_and(|facts| facts.len() > 0);
+        let copied = lock.left().filter(|_| there && !log);
+        let (connection, mark) = schema::open(&path, again, copied)?;
         let meters = Arc::new(Meters::default());
         let syncer = Syncer::start(&path, Arc::clone(&meters))?;
         let readers = Arc::new(Readers::new(path.clone()));
         let writer = Writer::start(connection, syncer.handle(), Arc::clone(&meters))?;
-        Ok(Self(Arc::new(Inner { readers, writer, _syncer: syncer, meters, path, _lock: lock })))
+        // From here on a log belongs to the database, until it is closed.
+        lock.in_use(dir, &mark)?;
+        Ok(Self(Arc::new(Inner { readers, writer, _syncer: syncer, meters, path, lock })))
     }
 
     /// Reads every page and says whether the file is whole. Takes about a second a gigabyte.

@@ -4,7 +4,7 @@
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, config::DbConfig};
 
 use crate::{
     StoreError,
@@ -17,6 +17,10 @@ const APPLICATION: i64 = 0x4445_4e31;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The WAL file is cut back to this when it begins anew.
 const WAL_BYTES_KEPT: i64 = 64 << 20;
+/// A database up to this size is read whole before it is used: about a millisecond a megabyte.
+const CHECKED_BYTES_MAX: u64 = 256 << 20;
+/// In `meta`: which opening wrote to the log last.
+const MARK: &str = "opened";
 /// Statements kept prepared; there are about twenty.
 const STATEMENTS_KEPT: usize = 64;
 
@@ -150,14 +154,39 @@ const MIGRATIONS: &[&str] = &[
         DELETE FROM undo WHERE computer = OLD.id AND gone IS NULL;
     END;
     CREATE INDEX undo_computer ON undo (computer, number);",
+    // 4 → 5. What computers share. Who is in which pool is in their specs.
+    "CREATE TABLE pools (
+        number       INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, -- names its cgroup
+        name         TEXT    NOT NULL UNIQUE,
+        limits       TEXT    NOT NULL,            -- PoolLimits as JSON
+        created_at   INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO pools VALUES (0, 'default', '{}', unixepoch() * 1000000);
+
+    -- What translations of other interfaces know of what they made.
+    CREATE TABLE facts (
+        kind         TEXT    NOT NULL,            -- whose they are: `e2b.sandbox`
+        id           TEXT    NOT NULL,
+        fact         TEXT    NOT NULL,            -- JSON
+        PRIMARY KEY (kind, id)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
-/// Opens the database for the writer, migrated to the newest schema, with its WAL there.
-pub(crate) fn open(path: &Path) -> Result<Connection, StoreError> {
-    try_open(path).map_err(|inside| inside.during(Op::Open, path))
+/// The schema that is written.
+pub(crate) fn known() -> i64 {
+    MIGRATIONS.len() as i64
 }
 
-fn try_open(path: &Path) -> Result<Connection, Inside> {
+/// Opens the database for the writer, migrated to the newest schema, with its WAL there.
+/// `again`: it is not made where there is none.
+///
+/// `copied` is the mark that the database has where a log which is not there any more was copied into it. Returns
+/// the mark that is in the log from now on.
+pub(crate) fn open(path: &Path, again: bool, copied: Option<&str>) -> Result<(Connection, String), StoreError> {
+    try_open(path, again, copied).map_err(|inside| inside.during(Op::Open, path))
+}
+
+fn try_open(path: &Path, again: bool, copied: Option<&str>) -> Result<(Connection, String), Inside> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -165,6 +194,22 @@ fn try_open(path: &Path) -> Result<Connection, Inside> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let known = MIGRATIONS.len() as i64;
     let found = judge(&connection, path, known)?;
+    if let Some(mark) = copied {
+        let mut there: Option<String> = None;
+        if found > 0 {
+            let read = connection.query_row("SELECT value FROM meta WHERE key = ?1", [MARK], |row| row.get(0));
+            there = read.optional()?;
+        }
+        if there.as_deref() != Some(mark) {
+            return Err(Inside::Row("its write-ahead log is gone, and what was written last with it".to_owned()));
+        }
+    }
+    if found == 0 && again {
+        return Err(StoreError::Missing { path: path.to_owned() }.into());
+    }
+    if std::fs::metadata(path).is_ok_and(|facts| facts.len() <= CHECKED_BYTES_MAX) {
+        whole(&connection)?;
+    }
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
 
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
@@ -173,12 +218,13 @@ fn try_open(path: &Path) -> Result<Connection, Inside> {
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
     migrate(&mut connection, found, known)?;
+    let mark = mark(&connection)?;
     tune(&connection)?;
-    Ok(connection)
+    Ok((connection, mark))
 }
 
 /// The schema found in a file that is ours or empty.
-fn judge(connection: &Connection, path: &Path, known: i64) -> Result<i64, Inside> {
+pub(crate) fn judge(connection: &Connection, path: &Path, known: i64) -> Result<i64, Inside> {
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0));
     let found = number("user_version")?;
     let application = number("application_id")?;
@@ -195,6 +241,13 @@ fn judge(connection: &Connection, path: &Path, known: i64) -> Result<i64, Inside
     Ok(found)
 }
 
+/// Whether all pages are what they should be. Rows that cannot be read look like rows that are not there, and
+/// what has no row is removed.
+fn whole(connection: &Connection) -> Result<(), Inside> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if found == "ok" { Ok(()) } else { Err(Inside::Row(found)) }
+}
+
 /// All missing migrations in one transaction, which is synced.
 fn migrate(connection: &mut Connection, found: i64, known: i64) -> Result<(), Inside> {
     if found == known {
@@ -209,6 +262,18 @@ fn migrate(connection: &mut Connection, found: i64, known: i64) -> Result<(), In
     transaction.commit()?;
     tracing::info!(from = found, to = known, "store migrated");
     Ok(())
+}
+
+/// Writes a mark that no other opening has, and syncs it.
+fn mark(connection: &Connection) -> Result<String, Inside> {
+    let since = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros());
+    let mark = format!("{since:x}-{:x}", std::process::id());
+    let written = connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?1, ?2)", [MARK, &mark]);
+    match written {
+        // On a full disk the log cannot be told from another one: no reason to refuse a start.
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => Ok(String::new()),
+        written => Ok(written.map(|_| mark)?),
+    }
 }
 
 /// What every write runs under; see the crate's page for why NORMAL is enough.

@@ -180,6 +180,64 @@ async fn damage_met_later_is_told() {
     let pages = bytes.len() / 4096;
     bytes[(pages - 3) * 4096..].fill(0xee);
     fs::write(&path, bytes).unwrap();
+    assert_eq!(Store::open(dir.path()).map(drop).unwrap_err().code(), "store_corrupt");
+}
+
+/// What a store looks like when its process is killed.
+async fn left() -> tempfile::TempDir {
+    let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = Store::open(dir.path()).unwrap();
-    assert_eq!(store.check().await.unwrap_err().code(), "store_corrupt");
+    store.insert_computer(&computer(1, "web"), None, Power).await.unwrap();
+    for name in ["den.db", "den.db-wal", "den.db.lock"] {
+        fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+    }
+    copy
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_or_no_log_is_refused() {
+    let code = |dir: &Path| Store::open(dir).map(drop).map_err(|error| error.code());
+    let dir = left().await;
+    assert_eq!(code(dir.path()), Ok(()), "left as it is by a kill");
+    let wal = dir.path().join("den.db-wal");
+    assert!(!wal.exists(), "closed, it has no log");
+    assert_eq!(code(dir.path()), Ok(()));
+
+    let dir = left().await;
+    fs::remove_file(dir.path().join("den.db-wal")).unwrap();
+    assert_eq!(code(dir.path()), Err("store_corrupt"));
+    assert_eq!(code(dir.path()), Err("store_corrupt"), "the second time, too");
+
+    // Somebody looked into it with another program, which copied the log.
+    let dir = left().await;
+    sql(&dir.path().join("den.db"), "PRAGMA wal_checkpoint(TRUNCATE)");
+    assert!(!dir.path().join("den.db-wal").exists());
+    assert_eq!(code(dir.path()), Ok(()));
+
+    let dir = left().await;
+    fs::write(dir.path().join("den.db-wal"), "").unwrap();
+    assert_eq!(code(dir.path()), Err("store_corrupt"));
+
+    let dir = left().await;
+    let wal = dir.path().join("den.db-wal");
+    let mut bytes = fs::read(&wal).unwrap();
+    bytes[3..60].fill(0x5a);
+    fs::write(&wal, &bytes).unwrap();
+    assert_eq!(code(dir.path()), Err("store_corrupt"));
+    assert!(fs::read(&wal).unwrap() == bytes, "it was written to");
+}
+
+#[tokio::test]
+async fn a_store_that_is_gone_is_not_made_anew_where_it_knew_something() {
+    for change in [|path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "").unwrap()] {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        Store::open_again(dir.path()).map(drop).unwrap();
+        let path = dir.path().join("den.db");
+        change(&path);
+        let there = path.exists();
+        assert_eq!(Store::open_again(dir.path()).map(drop).unwrap_err().code(), "store_missing");
+        assert_eq!((path.exists(), path.metadata().map_or(0, |facts| facts.len())), (there, 0));
+        Store::open(dir.path()).map(drop).unwrap();
+    }
 }

@@ -301,6 +301,12 @@ pub fn snapshot(source: BorrowedFd<'_>, into: BorrowedFd<'_>, name: &str, read_o
 /// The generation of the subvolume that holds `directory`: the transaction that wrote it last. What is
 /// changed and not yet committed does not show in it.
 pub fn generation(directory: BorrowedFd<'_>) -> Result<u64, SysError> {
+    Ok(transactions(directory)?.0)
+}
+
+/// The generation of the subvolume that holds `directory`, as [`generation`] gives it, and the transaction in which an
+/// inode of it was updated last, whether that is committed or not (`ctransid`).
+pub fn transactions(directory: BorrowedFd<'_>) -> Result<(u64, u64), SysError> {
     let mut info = SubvolInfo([0; 63]);
     // SAFETY: the ioctl writes a btrfs_ioctl_get_subvol_info_args, which has 504 bytes.
     let result = unsafe { libc::ioctl(directory.as_raw_fd(), GET_SUBVOL_INFO, &mut info as *mut SubvolInfo) };
@@ -308,8 +314,9 @@ pub fn generation(directory: BorrowedFd<'_>) -> Result<u64, SysError> {
     if result < 0 {
         return Err(SysError::last("ioctl(BTRFS_GET_SUBVOL_INFO)", ""));
     }
-    // treeid, name[256], parent_id, dirid, generation
-    Ok(info.0[(8 + 256 + 16) / 8])
+    // treeid, name[256], parent_id, dirid, generation, flags, uuid, parent_uuid, received_uuid, ctransid
+    const GENERATION: usize = (8 + 256 + 16) / 8;
+    Ok((info.0[GENERATION], info.0[GENERATION + 2 + 3 * 2]))
 }
 
 /// Whether the subvolume `directory` may not be written to.
@@ -377,6 +384,20 @@ pub fn changed_inodes(directory: BorrowedFd<'_>, since: u64) -> Result<Vec<Chang
         }
     })?;
     Ok(changed)
+}
+
+/// All inodes of the subvolume of `directory`, each with the transaction that wrote it last, in the order of their
+/// numbers. Only what is committed shows: meant for snapshots.
+pub fn inode_transactions(directory: BorrowedFd<'_>) -> Result<Vec<(u64, u64)>, SysError> {
+    let mut found = Vec::new();
+    search(directory, (FIRST_INODE, u64::MAX), (INODE_ITEM, INODE_ITEM), 0, |header, item| {
+        if header.kind == INODE_ITEM
+            && let Some(transaction) = u64_at(item, 8)
+        {
+            found.push((header.object, transaction));
+        }
+    })?;
+    Ok(found)
 }
 
 /// Every name of an inode, relative to the subvolume of `directory`; the subvolume itself is the empty

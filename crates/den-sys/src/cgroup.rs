@@ -7,19 +7,25 @@
 //!                                                computer sees as its own tree
 //! ```
 //!
+//! Where cgroup2 is mounted nowhere it is mounted for Den alone, attached to nothing: a computer without a
+//! cgroup of its own there would see the host's whole tree. Processes are stopped by v1 then.
+//!
 //! Only below `<instance>`, which Den makes. Everything is reached from descriptors that were
 //! opened at the start, so it works from a mount namespace that shows no /sys.
 
+mod freezer;
+mod memory;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 
+pub use self::freezer::{Freezer, freezer};
 use crate::SysError;
-use crate::mount::unescape;
+use crate::mount::{self, Detached, unescape};
 
 /// The period of CPU bandwidth, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -164,6 +170,14 @@ impl Door {
         self.unified.as_ref().map(AsFd::as_fd)
     }
 
+    /// Moves this process through, as a whole: who was not cloned into the v2 cgroup.
+    pub fn enter_whole(&self) -> Result<(), SysError> {
+        if let Some(unified) = &self.unified {
+            write_below(unified.as_fd(), "", "cgroup.procs", "0")?;
+        }
+        self.enter()
+    }
+
     /// Moves this thread through: the v1 part. Whether it may is asked of who opened the door.
     pub fn enter(&self) -> Result<(), SysError> {
         for tasks in &self.tasks {
@@ -185,17 +199,17 @@ impl Cgroups {
                     let root = open_directory(rustix::fs::CWD, mount)?;
                     enable_controllers(root.as_fd());
                 }
-                let directory = make_and_open(mount, instance)?;
+                let directory = make_and_open(rustix::fs::CWD, &mount.join(instance))?;
                 if hierarchies.layout == Layout::V2 {
                     enable_controllers(directory.as_fd());
                 }
                 Some(directory)
             }
-            None => None,
+            None => new_unified().ok().and_then(|root| make_and_open(root.as_fd(), Path::new(instance)).ok()),
         };
         let mut v1 = Vec::new();
         for (controller, mount) in &hierarchies.v1 {
-            v1.push((*controller, make_and_open(mount, instance)?));
+            v1.push((*controller, make_and_open(rustix::fs::CWD, &mount.join(instance))?));
         }
         Ok(Self { layout: hierarchies.layout, unified, v1 })
     }
@@ -204,7 +218,10 @@ impl Cgroups {
     pub fn look(instance: &str) -> Result<Self, SysError> {
         let hierarchies = Hierarchies::find()?;
         let open = |mount: &PathBuf| open_directory(rustix::fs::CWD, mount.join(instance));
-        let unified = hierarchies.unified.as_ref().map(open).transpose()?;
+        let unified = match &hierarchies.unified {
+            Some(mount) => Some(open(mount)?),
+            None => new_unified().ok().and_then(|root| open_directory(root.as_fd(), instance).ok()),
+        };
         let v1 = hierarchies.v1.iter().map(|(controller, mount)| Ok((*controller, open(mount)?)));
         Ok(Self { layout: hierarchies.layout, unified, v1: v1.collect::<Result<_, SysError>>()? })
     }
@@ -252,6 +269,22 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Makes the cgroup `name`, for others to be made in. One that is there stays as it is.
+    pub fn create_parent(&self, name: &str) -> Result<(), SysError> {
+        for directory in self.directories() {
+            match rustix::fs::mkdirat(directory, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(SysError::new("mkdir", format_args!("cgroup {name}"), errno.raw_os_error())),
+            }
+        }
+        if self.layout == Layout::V2
+            && let Some(unified) = &self.unified
+        {
+            enable_controllers(open_directory(unified.as_fd(), name)?.as_fd());
+        }
+        Ok(())
+    }
+
     /// Opens the cgroup `name` for a process that shall be born in it.
     pub fn door(&self, name: &str) -> Result<Door, SysError> {
         let unified = self.unified.as_ref().map(|unified| open_directory(unified.as_fd(), name)).transpose()?;
@@ -270,7 +303,7 @@ impl Cgroups {
 
     /// Holds the cgroup `name` to `limits`.
     pub fn limit(&self, name: &str, limits: &Limits) -> Result<(), SysError> {
-        let quota = (u64::from(limits.cpu_milli) * CPU_PERIOD_US / 1000).max(1000);
+        let quota = quota(limits.cpu_milli);
         let files: [(&str, &str, String); 3] = match self.layout {
             Layout::V2 => [
                 ("memory", "memory.max", limits.memory_bytes.to_string()),
@@ -283,17 +316,66 @@ impl Cgroups {
                 ("cpu", "cpu.cfs_quota_us", quota.to_string()),
             ],
         };
-        for (controller, file, value) in files {
-            if let Some(directory) = self.controller(controller) {
-                match write_below(directory, name, file, &value) {
-                    Ok(()) => {}
-                    // A nested v2 tree whose controllers could not be handed down has no such file.
-                    Err(error) if error.errno == libc::ENOENT && self.layout == Layout::V2 => {}
-                    Err(error) => return Err(error),
-                }
-            }
+        files.iter().try_for_each(|(controller, file, value)| self.set(controller, name, file, value))
+    }
+
+    /// Holds all that is below the cgroup `name` to these together; none: no limit. `""` is the instance itself.
+    ///
+    /// Errors: on v1, `EINVAL` where one below may use more CPUs than these; `EBUSY` where more memory is in use
+    /// than can be given back.
+    pub fn limit_all(&self, name: &str, cpu_milli: Option<u32>, memory_bytes: Option<u64>) -> Result<(), SysError> {
+        let cpu = cpu_milli.map(quota);
+        let files: [(&str, &str, String); 2] = match self.layout {
+            Layout::V2 => [
+                ("memory", "memory.max", memory_bytes.map_or("max".to_owned(), |bytes| bytes.to_string())),
+                ("cpu", "cpu.max", format!("{} {CPU_PERIOD_US}", cpu.map_or("max".to_owned(), |us| us.to_string()))),
+            ],
+            Layout::V1 => [
+                ("memory", "memory.limit_in_bytes", memory_bytes.map_or("-1".to_owned(), |bytes| bytes.to_string())),
+                ("cpu", "cpu.cfs_quota_us", cpu.map_or("-1".to_owned(), |us| us.to_string())),
+            ],
+        };
+        files.iter().try_for_each(|(controller, file, value)| self.set(controller, name, file, value))
+    }
+
+    /// Holds the cgroup `name` to so much CPU.
+    ///
+    /// Errors: on v1, `EINVAL` where that is more than what holds for a cgroup above it.
+    pub fn limit_cpu(&self, name: &str, cpu_milli: u32) -> Result<(), SysError> {
+        let quota = quota(cpu_milli);
+        match self.layout {
+            Layout::V2 => self.set("cpu", name, "cpu.max", &format!("{quota} {CPU_PERIOD_US}")),
+            Layout::V1 => self.set("cpu", name, "cpu.cfs_quota_us", &quota.to_string()),
         }
-        Ok(())
+    }
+
+    /// Gives the cgroup `name` its share of what it and its neighbours want: in proportion to `cpu_milli`.
+    pub fn weigh(&self, name: &str, cpu_milli: u32) -> Result<(), SysError> {
+        let cpu = u64::from(cpu_milli);
+        match self.layout {
+            Layout::V2 => self.set("cpu", name, "cpu.weight", &(cpu / 10).clamp(1, 10_000).to_string()),
+            Layout::V1 => self.set("cpu", name, "cpu.shares", &(cpu * 1024 / 1000).clamp(2, 262_144).to_string()),
+        }
+    }
+
+    /// Thousandths of a CPU that the cgroup `name` is held to; none: it is not.
+    pub fn cpu_limit(&self, name: &str) -> Option<u32> {
+        let directory = self.controller("cpu")?;
+        let us = match self.layout {
+            Layout::V2 => read_below(directory, name, "cpu.max")?.split_whitespace().next()?.parse::<u64>().ok()?,
+            Layout::V1 => read_below(directory, name, "cpu.cfs_quota_us")?.trim().parse::<u64>().ok()?,
+        };
+        u32::try_from(us * 1000 / CPU_PERIOD_US).ok()
+    }
+
+    /// Writes a controller's file of the cgroup `name`, where the controller is there.
+    fn set(&self, controller: &str, name: &str, file: &str, value: &str) -> Result<(), SysError> {
+        let Some(directory) = self.controller(controller) else { return Ok(()) };
+        match write_below(directory, name, file, value) {
+            // A nested v2 tree whose controllers could not be handed down has no such file.
+            Err(error) if error.errno == libc::ENOENT && self.layout == Layout::V2 => Ok(()),
+            done => done,
+        }
     }
 
     /// What the cgroup `name` uses.
@@ -330,19 +412,20 @@ impl Cgroups {
 
     /// Lets the processes of the cgroup `name` go on, if someone had stopped them with a [`Freezer`].
     pub fn thaw(&self, name: &str) {
-        // It may be gone.
-        if let Some(unified) = &self.unified {
-            let _ = write_below(unified.as_fd(), name, "cgroup.freeze", "0");
-        } else if let Some((_, freezer)) = self.v1.iter().find(|(controller, _)| *controller == V1_FREEZER) {
+        // It may be gone. The v1 freezer is here only where it is the one that stops them.
+        if let Some((_, freezer)) = self.v1.iter().find(|(controller, _)| *controller == V1_FREEZER) {
             let _ = write_below(freezer.as_fd(), name, "freezer.state", "THAWED");
+        } else if let Some(unified) = &self.unified {
+            let _ = write_below(unified.as_fd(), name, "cgroup.freeze", "0");
         }
     }
 
     /// Ends every process in the cgroup `name` and below it.
     pub fn kill(&self, name: &str) {
-        if let Some(unified) = &self.unified
-            && write_below(unified.as_fd(), name, "cgroup.kill", "1").is_ok()
-        {
+        let killed =
+            self.unified.as_ref().is_some_and(|unified| write_below(unified.as_fd(), name, "cgroup.kill", "1").is_ok());
+        // With v1 beside it, somebody may be in those cgroups alone.
+        if killed && self.layout == Layout::V2 {
             return;
         }
         for directory in self.directories() {
@@ -378,6 +461,16 @@ impl Cgroups {
         names
     }
 
+    /// Names of all cgroups in the cgroup `name`.
+    pub fn list_in(&self, name: &str) -> Vec<String> {
+        let open = |directory| open_directory(directory, name).ok();
+        let mut names: Vec<String> =
+            self.directories().filter_map(open).flat_map(|inner| children(inner.as_fd())).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     /// Removes `<instance>` itself from every hierarchy, with the empty cgroups in it. Needs the
     /// host's view of its mounts.
     ///
@@ -392,8 +485,19 @@ impl Cgroups {
             });
             first = first.and(removed);
         }
+        if hierarchies.unified.is_none()
+            && let Ok(root) = new_unified()
+        {
+            let removed = remove_tree(root.as_fd(), Path::new(instance), 0);
+            first = first.and(removed.map_err(SysError::rustix("rmdir", format_args!("cgroup {instance}"))));
+        }
         first
     }
+}
+
+/// Microseconds in a period.
+fn quota(cpu_milli: u32) -> u64 {
+    (u64::from(cpu_milli) * CPU_PERIOD_US / 1000).max(1000)
 }
 
 fn enable_controllers(directory: BorrowedFd<'_>) {
@@ -402,13 +506,20 @@ fn enable_controllers(directory: BorrowedFd<'_>) {
     }
 }
 
-fn make_and_open(mount: &Path, instance: &str) -> Result<OwnedFd, SysError> {
-    let path = mount.join(instance);
-    match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
+/// A mount of cgroup2, attached nowhere; it ends with what was opened in it. Its root is that of this process's
+/// cgroup namespace. Where the kernel has none, nobody inside can mount one either.
+pub fn new_unified() -> Result<Detached, SysError> {
+    let quiet =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount::new_filesystem("cgroup2", &[], quiet)
+}
+
+fn make_and_open(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, SysError> {
+    match rustix::fs::mkdirat(at, path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(SysError::new("mkdir", path.display(), errno.raw_os_error())),
     }
-    open_directory(rustix::fs::CWD, &path)
+    open_directory(at, path)
 }
 
 fn open_directory(at: BorrowedFd<'_>, path: impl AsRef<Path>) -> Result<OwnedFd, SysError> {
@@ -417,8 +528,13 @@ fn open_directory(at: BorrowedFd<'_>, path: impl AsRef<Path>) -> Result<OwnedFd,
         .map_err(SysError::rustix("open", path.as_ref().display()))
 }
 
+/// A file of the cgroup `name`; `""` is the directory itself.
+fn below(name: &str, file: &str) -> String {
+    if name.is_empty() { file.to_owned() } else { format!("{name}/{file}") }
+}
+
 fn write_below(directory: BorrowedFd<'_>, name: &str, file: &str, value: &str) -> Result<(), SysError> {
-    let path = if name.is_empty() { file.to_owned() } else { format!("{name}/{file}") };
+    let path = below(name, file);
     let fd = rustix::fs::openat(directory, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(SysError::rustix("open", format_args!("cgroup {path}")))?;
     rustix::io::write(&fd, value.as_bytes())
@@ -427,7 +543,7 @@ fn write_below(directory: BorrowedFd<'_>, name: &str, file: &str, value: &str) -
 }
 
 fn read_below(directory: BorrowedFd<'_>, name: &str, file: &str) -> Option<String> {
-    let path = format!("{name}/{file}");
+    let path = below(name, file);
     let fd = rustix::fs::openat(directory, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut text = String::new();
     std::io::Read::read_to_string(&mut std::fs::File::from(fd), &mut text).ok()?;
@@ -463,126 +579,5 @@ fn remove_tree(directory: BorrowedFd<'_>, name: &Path, depth: u32) -> Result<(),
     match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
-    }
-}
-
-/// Stops the processes of one cgroup.
-///
-/// ```text
-/// v2  freeze: "1" ► cgroup.freeze ··· kernel stops each process ··· cgroup.events: "frozen 1"
-///     thaw:   "0" ► cgroup.freeze
-/// v1  "FROZEN", "THAWED" ► freezer.state, which reads "FREEZING" meanwhile
-/// ```
-///
-/// A process inside cannot end it: the file belongs to the host. Dropped, it thaws, unless it was told
-/// to [`Freezer::keep`].
-#[derive(Debug)]
-pub struct Freezer {
-    freeze: OwnedFd,
-    /// v2; the v1 file has both.
-    events: Option<OwnedFd>,
-    on: bool,
-}
-
-/// Between two looks at a v1 freezer, which tells nobody when it is done.
-const V1_LOOK_AGAIN: Duration = Duration::from_micros(500);
-
-/// Opens the freezer of the cgroup `name` of `instance`. `None` where the host has none or the
-/// cgroup is gone.
-pub fn freezer(instance: &str, name: &str) -> Option<Freezer> {
-    Freezer::of(&Hierarchies::find().ok()?.freezing()?.join(instance).join(name))
-}
-
-impl Freezer {
-    /// Of the cgroup at `path`, of v2 or of the v1 freezer.
-    pub fn of(path: &Path) -> Option<Self> {
-        let directory = open_directory(rustix::fs::CWD, path).ok()?;
-        let open = |file, flags| rustix::fs::openat(&directory, file, flags | OFlags::CLOEXEC, Mode::empty()).ok();
-        match open("cgroup.freeze", OFlags::WRONLY) {
-            Some(freeze) => Some(Self { freeze, events: Some(open("cgroup.events", OFlags::RDONLY)?), on: false }),
-            None => Some(Self { freeze: open("freezer.state", OFlags::RDWR)?, events: None, on: false }),
-        }
-    }
-
-    /// Whether processes that stand still can be ended; else they have to be let go on for it.
-    pub fn ends_frozen(&self) -> bool {
-        self.events.is_some()
-    }
-
-    /// Stops all processes in it; returns once they stand. `false` if one did not within `timeout`
-    /// (it waits for a device, say): then all go on again.
-    pub fn freeze(&mut self, timeout: Duration) -> Result<bool, SysError> {
-        self.begin()?;
-        let stands = self.wait(timeout)?;
-        if !stands {
-            self.thaw()?;
-        }
-        Ok(stands)
-    }
-
-    /// Has all processes in it stop, without waiting for them.
-    pub fn begin(&mut self) -> Result<(), SysError> {
-        self.on = true;
-        self.write(if self.events.is_some() { b"1" } else { b"FROZEN" })
-    }
-
-    /// Waits until all stand, and says whether they do.
-    pub fn wait(&mut self, timeout: Duration) -> Result<bool, SysError> {
-        let end = Instant::now() + timeout;
-        loop {
-            if self.is_frozen()? {
-                return Ok(true);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let Some(events) = &self.events else {
-                std::thread::sleep(left.min(V1_LOOK_AGAIN));
-                continue;
-            };
-            // The kernel tells of every change of the file, from the last time that it was read.
-            let mut wait = [PollFd::new(events, PollFlags::PRI)];
-            let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            match rustix::event::poll(&mut wait, Some(&limit)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(SysError::new("poll", "cgroup.events", errno.raw_os_error())),
-            }
-        }
-    }
-
-    /// Leaves them as they are when this is dropped.
-    pub fn keep(&mut self) {
-        self.on = false;
-    }
-
-    /// Lets them go on. What is not frozen stays so; a cgroup that is gone holds nothing.
-    pub fn thaw(&mut self) -> Result<(), SysError> {
-        match self.write(if self.events.is_some() { b"0" } else { b"THAWED" }) {
-            Err(error) if !matches!(error.errno, libc::ENODEV | libc::ENOENT) => return Err(error),
-            _ => self.on = false,
-        }
-        Ok(())
-    }
-
-    fn write(&self, value: &[u8]) -> Result<(), SysError> {
-        rustix::io::pwrite(&self.freeze, value, 0).map(drop).map_err(SysError::rustix("write", "cgroup freezer"))
-    }
-
-    /// Whether all stand.
-    pub fn is_frozen(&self) -> Result<bool, SysError> {
-        let mut text = [0_u8; 256];
-        let file = self.events.as_ref().unwrap_or(&self.freeze);
-        let length = rustix::io::pread(file, &mut text, 0).map_err(SysError::rustix("read", "cgroup freezer"))?;
-        let wanted: &[u8] = if self.events.is_some() { b"frozen 1" } else { b"FROZEN" };
-        Ok(text[..length].split(|byte| *byte == b'\n').any(|line| line == wanted))
-    }
-}
-
-impl Drop for Freezer {
-    fn drop(&mut self) {
-        if self.on {
-            let _ = self.thaw();
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Processes made with clone3(2), and waited for by descriptor.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::SysError;
 use crate::mount::own;
@@ -164,6 +164,23 @@ pub fn close_others(keep: &[BorrowedFd<'_>]) {
     close_from(first);
 }
 
+/// Gives this thread descriptors of its own, without these: what the others of its process hold open of them ends with
+/// them then, also while this thread waits in the kernel. All else it has at the numbers that it had.
+///
+/// Whatever owns a descriptor must not be dropped here as its last owner: that would close it here alone.
+pub fn apart_from(without: &[RawFd]) -> Result<(), SysError> {
+    // SAFETY: takes nothing from other threads. What is closed is this thread's copy, which nothing here owns.
+    unsafe {
+        if libc::unshare(libc::CLONE_FILES) != 0 {
+            return Err(SysError::last("unshare(FILES)", ""));
+        }
+        for &number in without {
+            libc::close(number);
+        }
+    }
+    Ok(())
+}
+
 /// Puts a copy of `fd` at the number `at`, without close-on-exec.
 pub fn place(fd: BorrowedFd<'_>, at: i32) -> Result<(), SysError> {
     // SAFETY: numbers only. What was at `at` is closed: the callers use numbers whose owners are
@@ -207,9 +224,59 @@ pub fn unshare(kind: Unshare) -> Result<(), SysError> {
     let flag = match kind {
         Unshare::Network => libc::CLONE_NEWNET,
         Unshare::Cgroup => libc::CLONE_NEWCGROUP,
+        Unshare::Mount => libc::CLONE_NEWNS,
     };
     // SAFETY: numbers only; the caller is single-threaded.
     if unsafe { libc::unshare(flag) } != 0 { Err(SysError::last("unshare", flag)) } else { Ok(()) }
+}
+
+/// Has the time since boot begin now, for this process and all that come of it: a time namespace of its own.
+/// `proc` is a proc of this process's pid namespace. Monotonic time stays the host's.
+///
+/// Errors: `EINVAL` where the kernel has none (before Linux 5.6, or built without).
+pub fn begin_time(proc: BorrowedFd<'_>) -> Result<(), SysError> {
+    let flags = rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::RDWR;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // SAFETY: numbers only; what this process itself is in stays as it is until `setns`.
+    if unsafe { libc::unshare(libc::CLONE_NEWTIME) } != 0 {
+        return Err(SysError::last("unshare(NEWTIME)", ""));
+    }
+    let offsets = rustix::fs::openat(proc, "self/timens_offsets", flags, rustix::fs::Mode::empty())
+        .map_err(SysError::rustix("open", "timens_offsets"))?;
+    // The new one begins with what this process's own has, and what is written counts from the host's boot.
+    let mut text = [0; OFFSETS_BYTES_MAX];
+    let length = rustix::io::pread(&offsets, &mut text, 0).map_err(SysError::rustix("read", "timens_offsets"))?;
+    let (seconds, nanoseconds) = boottime_offset(&text[..length]);
+    rustix::io::write(&offsets, format!("boottime {} {nanoseconds}", seconds - now.tv_sec).as_bytes())
+        .map_err(SysError::rustix("write", "timens_offsets"))?;
+    let read = rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::RDONLY;
+    let namespace = rustix::fs::openat(proc, "self/ns/time_for_children", read, rustix::fs::Mode::empty())
+        .map_err(SysError::rustix("open", "ns/time_for_children"))?;
+    // SAFETY: numbers only; the caller is single-threaded.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWTIME) };
+    if result != 0 { Err(SysError::last("setns(NEWTIME)", "")) } else { Ok(()) }
+}
+
+/// The longest /proc/self/timens_offsets, in bytes: two lines.
+const OFFSETS_BYTES_MAX: usize = 256;
+
+/// Seconds and nanoseconds in the line of the time since boot.
+fn boottime_offset(text: &[u8]) -> (i64, u32) {
+    let text = String::from_utf8_lossy(text);
+    let numbers = text.lines().find_map(|line| line.strip_prefix("boottime")).unwrap_or_default();
+    let mut numbers = numbers.split_whitespace();
+    let seconds = numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    (seconds, numbers.next().and_then(|number| number.parse().ok()).unwrap_or(0))
+}
+
+/// Ignores faults of memory, which cannot be: the kernel ends who makes one all the same. The library that Rust
+/// programs are built with then sets up no handler of its own, which costs each new thread five calls.
+pub fn ignore_faults() {
+    // SAFETY: sets dispositions; no handler runs.
+    unsafe {
+        libc::signal(libc::SIGSEGV, libc::SIG_IGN);
+        libc::signal(libc::SIGBUS, libc::SIG_IGN);
+    }
 }
 
 /// Kinds of namespaces for [`unshare`].
@@ -219,6 +286,8 @@ pub enum Unshare {
     Network,
     /// CLONE_NEWCGROUP; its root is the cgroup that the process is in.
     Cgroup,
+    /// CLONE_NEWNS.
+    Mount,
 }
 
 /// Raises limits of another process as far as this host lets us: open files, locked memory, nice.
@@ -255,4 +324,15 @@ pub fn raise_limits(pid: i32) {
 /// Names a device.
 pub fn device(major: u32, minor: u32) -> u64 {
     libc::makedev(major, minor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_namespaces_add_up() {
+        assert_eq!(boottime_offset(b"monotonic           0         0\nboottime       -1234       567\n"), (-1234, 567));
+        assert_eq!(boottime_offset(b"monotonic           1         2\n"), (0, 0));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! launch    clone, creds, mount (new mount API), seccomp, netlink, cgroup (v1 and v2), launch
-//! agent     spawn, pty, inotify
+//! agent     spawn, pty, inotify, notify (answering calls of others)
 //! sleep     cgroup (freezer), pageout
 //! disk      btrfs, loopdev
 //! gate      transparent (sockets for others' addresses), datagram, splice, netlink
@@ -23,9 +23,11 @@ pub mod kvm;
 pub mod loopdev;
 pub mod mount;
 pub mod netlink;
+pub mod notify;
 pub mod pageout;
 pub mod pty;
 pub mod seccomp;
+pub mod slice;
 pub mod socket;
 pub mod spawn;
 pub mod splice;

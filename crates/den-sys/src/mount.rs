@@ -19,13 +19,13 @@ pub struct Detached(OwnedFd);
 impl Detached {
     /// A clone of the tree at `path` (without submounts), its ids shifted by the user namespace
     /// `idmap`, read-only if asked. Reading through it leaves no trace (noatime): what is only read
-    /// does not count as changed.
+    /// does not count as changed. It is nobody's peer, as a clone is on hosts whose mounts are shared.
     pub fn of_tree(path: &Path, idmap: Option<BorrowedFd<'_>>, access: Access) -> Result<Self, SysError> {
         let about = path.display().to_string();
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let fd = rustix::mount::open_tree(rustix::fs::CWD, path, flags)
             .map_err(SysError::rustix("open_tree(CLONE)", &about))?;
-        let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
         if let Access::ReadOnly = access {
             attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
         }
@@ -40,14 +40,16 @@ impl Detached {
         };
         match set_attributes(fd.as_fd(), &quiet, &about) {
             // Times of access may be locked for a mount that came from outside, as in a computer.
-            Err(error) if error.errno == libc::EPERM => {
-                if attr.attr_set != 0 {
-                    set_attributes(fd.as_fd(), &attr, &about)?;
-                }
-            }
+            Err(error) if error.errno == libc::EPERM => set_attributes(fd.as_fd(), &attr, &about)?,
             other => other?,
         }
         Ok(Self(fd))
+    }
+
+    /// A clone of what `name` is in it, detached too.
+    pub fn part(&self, name: &str) -> Result<Self, SysError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        rustix::mount::open_tree(&self.0, name, flags).map(Self).map_err(SysError::rustix("open_tree(CLONE)", name))
     }
 
     /// Attaches it at `path`, relative to the working directory.
@@ -114,6 +116,51 @@ pub fn new_filesystem(
     let mount = rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
         .map_err(SysError::rustix("fsmount", kind))?;
     Ok(Detached(mount))
+}
+
+/// As [`new_filesystem`], with at most one option that has no value.
+pub fn new_filesystem_flagged(
+    kind: &'static str,
+    flag: Option<&str>,
+    attr: MountAttrFlags,
+) -> Result<Detached, SysError> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", kind))?;
+    if let Some(flag) = flag {
+        rustix::mount::fsconfig_set_flag(fs.as_fd(), flag)
+            .map_err(SysError::rustix("fsconfig", format_args!("{kind} {flag}")))?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd()).map_err(SysError::rustix("fsconfig(CREATE)", kind))?;
+    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
+        .map(Detached)
+        .map_err(SysError::rustix("fsmount", kind))
+}
+
+/// A FUSE file system whose requests come to `device`, an open /dev/fuse; detached. Everybody inside may use it,
+/// by its permission bits.
+pub fn new_fuse(device: BorrowedFd<'_>, name: &str, attr: MountAttrFlags) -> Result<Detached, SysError> {
+    const KIND: &str = "fuse";
+    let fs = rustix::mount::fsopen(KIND, FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", KIND))?;
+    let number = device.as_raw_fd().to_string();
+    let options = [
+        ("source", name),
+        ("subtype", name),
+        ("fd", number.as_str()),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+    ];
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(fs.as_fd(), key, value)
+            .map_err(SysError::rustix("fsconfig", format_args!("{KIND} {key}={value}")))?;
+    }
+    for flag in ["allow_other", "default_permissions"] {
+        rustix::mount::fsconfig_set_flag(fs.as_fd(), flag)
+            .map_err(SysError::rustix("fsconfig", format_args!("{KIND} {flag}")))?;
+    }
+    rustix::mount::fsconfig_create(fs.as_fd()).map_err(SysError::rustix("fsconfig(CREATE)", KIND))?;
+    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
+        .map(Detached)
+        .map_err(SysError::rustix("fsmount", KIND))
 }
 
 /// How layers are named to the overlay.

@@ -6,6 +6,8 @@
 //! for which numbers the filter always allows; only `ioctl` and `socket`, whose arguments are
 //! looked at, run it. Sources: seccomp(2), bpf classic; lists tried in CONTAINER.md section 10.
 
+use std::os::fd::OwnedFd;
+
 use crate::SysError;
 
 const LD_W_ABS: u16 = 0x20;
@@ -15,6 +17,10 @@ const RET: u16 = 0x06;
 
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
+const USER_NOTIF: u32 = 0x7fc0_0000;
+
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+const NEW_LISTENER: libc::c_ulong = 8;
 
 const ARCH_X86_64: u32 = 0xc000_003e;
 const ARCH_I386: u32 = 0x4000_0003;
@@ -25,6 +31,14 @@ const AT_NUMBER: u32 = 0;
 const AT_ARCH: u32 = 4;
 const AT_ARG0: u32 = 16;
 const AT_ARG1: u32 = 24;
+const AT_ARG5: u32 = 56;
+
+/// Calls that tell of the host what a computer should know of itself: the agent answers them. Of 64-bit programs
+/// only: others see the host.
+const HEARD: [libc::c_long; 4] = [libc::SYS_statfs, libc::SYS_fstatfs, libc::SYS_sysinfo, libc::SYS_sched_getaffinity];
+
+/// PID 1 starts before it can answer, and glibc asks for its main thread's processors by this number.
+const FIRST_PROCESS: u32 = 1;
 
 /// Socket families that are not bound to a network namespace, or only attack surface.
 /// AF_VSOCK above all: it reaches the hypervisor whatever the namespace.
@@ -155,20 +169,57 @@ const I386_DENIED: [(u32, u32); 41] = [
 #[derive(Clone)]
 pub struct Filter(Vec<libc::sock_filter>);
 
+/// Both filters of a computer: the one that has its calls answered, and the one for where that cannot be.
+#[derive(Clone)]
+pub struct Filters {
+    heard: Filter,
+    plain: Filter,
+}
+
+impl Filters {
+    /// Those of this architecture.
+    pub fn of_a_computer() -> Self {
+        Self { heard: Filter::of_a_computer(Answers::Listener), plain: Filter::of_a_computer(Answers::Kernel) }
+    }
+
+    /// Puts this process under one of them. Returns where its calls arrive; `None` where someone further out listens
+    /// already, as to a Den inside a computer, or the kernel has no listeners.
+    pub fn install(&self) -> Result<Option<OwnedFd>, SysError> {
+        match self.heard.install_heard() {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) if matches!(error.errno, libc::EBUSY | libc::EINVAL) => self.plain.install().map(|()| None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Who answers the calls that tell of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The kernel.
+    Kernel,
+    /// Whoever holds the listener of the filter.
+    Listener,
+}
+
 impl Filter {
     /// The filter of a computer on this architecture.
-    pub fn of_a_computer() -> Self {
+    pub fn of_a_computer(answers: Answers) -> Self {
+        let heard = match answers {
+            Answers::Kernel => Vec::new(),
+            Answers::Listener => heard(),
+        };
         let mut program = vec![load(AT_ARCH)];
         if cfg!(target_arch = "x86_64") {
             let native =
-                section(&native_denied(), libc::SYS_socket as u32, libc::SYS_ioctl as u32, None, Some(X32_BIT));
+                section(&native_denied(), libc::SYS_socket as u32, libc::SYS_ioctl as u32, None, Some(X32_BIT), heard);
             // 32-bit programs make sockets by `socket`; `socketcall` hides its family in memory, so
             // sockets cannot be made by it.
-            let compat = section(&I386_DENIED, 359, 54, Some(102), None);
+            let compat = section(&I386_DENIED, 359, 54, Some(102), None, Vec::new());
             jump_to_section(&mut program, ARCH_X86_64, native);
             jump_to_section(&mut program, ARCH_I386, compat);
         } else {
-            let native = section(&native_denied(), libc::SYS_socket as u32, libc::SYS_ioctl as u32, None, None);
+            let native = section(&native_denied(), libc::SYS_socket as u32, libc::SYS_ioctl as u32, None, None, heard);
             jump_to_section(&mut program, ARCH_AARCH64, native);
         }
         program.push(ret(ERRNO | ENOSYS));
@@ -178,11 +229,22 @@ impl Filter {
     /// Puts this process under the filter. It keeps what it has and all it starts has it too.
     /// Needs CAP_SYS_ADMIN in its user namespace; sets no `no_new_privs`, so sudo works.
     pub fn install(&self) -> Result<(), SysError> {
+        self.load(0).map(drop)
+    }
+
+    /// The same; returns where the calls of [`Answers::Listener`] arrive, for a [`crate::notify::Listener`].
+    ///
+    /// Errors: `EBUSY` where someone further out listens already.
+    pub fn install_heard(&self) -> Result<OwnedFd, SysError> {
+        self.load(NEW_LISTENER).map(crate::mount::own)
+    }
+
+    fn load(&self, flags: libc::c_ulong) -> Result<libc::c_long, SysError> {
         let program = libc::sock_fprog { len: self.0.len() as u16, filter: self.0.as_ptr().cast_mut() };
         // SAFETY: `program` points to `len` instructions that live until the call returns; the
         // kernel copies and checks them.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, 1, 0, &program as *const libc::sock_fprog) };
-        if result != 0 { Err(SysError::last("seccomp", "")) } else { Ok(()) }
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, 1, flags, &program as *const libc::sock_fprog) };
+        if result < 0 { Err(SysError::last("seccomp", "")) } else { Ok(result) }
     }
 }
 
@@ -212,12 +274,37 @@ fn argument(call: u32, at: u32, values: &[u32], errno: u32) -> Vec<libc::sock_fi
     program
 }
 
+/// Has the listener answer [`HEARD`], but for its own calls.
+fn heard() -> Vec<libc::sock_filter> {
+    let jump = |k: u32, jt: u8, jf: u8| libc::sock_filter { code: JEQ, jt, jf, k };
+    let mut body = vec![
+        jump(libc::SYS_sched_getaffinity as u32, 0, 3),
+        load(AT_ARG0),
+        jump(FIRST_PROCESS, 0, 1),
+        ret(ALLOW),
+        load(AT_ARG5),
+        jump(crate::notify::OWN, 0, 1),
+        ret(ALLOW),
+        ret(USER_NOTIF),
+    ];
+    let mut program = Vec::new();
+    for (index, call) in HEARD.into_iter().enumerate() {
+        let rest = (HEARD.len() - index - 1) as u8;
+        // The last one that is none of them goes past the body.
+        let past = if rest == 0 { body.len() as u8 } else { 0 };
+        program.push(jump(call as u32, rest, past));
+    }
+    program.append(&mut body);
+    program
+}
+
 fn section(
     denied: &[(u32, u32)],
     socket: u32,
     ioctl: u32,
     socketcall: Option<u32>,
     limit: Option<u32>,
+    mut heard: Vec<libc::sock_filter>,
 ) -> Vec<libc::sock_filter> {
     let mut program = vec![load(AT_NUMBER)];
     if let Some(limit) = limit {
@@ -230,6 +317,7 @@ fn section(
         // 1 is SYS_SOCKET, 8 is SYS_SOCKETPAIR.
         program.append(&mut argument(call, AT_ARG0, &[1, 8], ENOSYS));
     }
+    program.append(&mut heard);
     for &(call, errno) in denied {
         refuse_if(&mut program, call, errno);
     }
@@ -250,11 +338,16 @@ mod tests {
 
     /// Runs the filter as the kernel would.
     fn run(filter: &Filter, arch: u32, number: u32, args: [u64; 2]) -> u32 {
+        run_with(filter, arch, number, [args[0], args[1], 0, 0, 0, 0])
+    }
+
+    fn run_with(filter: &Filter, arch: u32, number: u32, args: [u64; 6]) -> u32 {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&number.to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
-        data[16..24].copy_from_slice(&args[0].to_le_bytes());
-        data[24..32].copy_from_slice(&args[1].to_le_bytes());
+        for (place, argument) in args.iter().enumerate() {
+            data[16 + 8 * place..24 + 8 * place].copy_from_slice(&argument.to_le_bytes());
+        }
         let (mut at, mut a) = (0, 0_u32);
         loop {
             let i = filter.0[at];
@@ -273,7 +366,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn what_is_refused_and_what_is_not() {
-        let filter = Filter::of_a_computer();
+        let filter = Filter::of_a_computer(Answers::Kernel);
         let native = |call: i64, args| run(&filter, ARCH_X86_64, call as u32, args);
         assert_eq!(native(libc::SYS_mount, [0, 0]), ALLOW);
         assert_eq!(native(libc::SYS_read, [0, 0]), ALLOW);
@@ -288,5 +381,24 @@ mod tests {
         assert_eq!(run(&filter, ARCH_I386, 359, [40, 0]), ERRNO | libc::EAFNOSUPPORT as u32);
         assert_eq!(run(&filter, ARCH_I386, 102, [1, 0]), ERRNO | ENOSYS);
         assert_eq!(run(&filter, 0x1234, 0, [0, 0]), ERRNO | ENOSYS);
+        assert_eq!(native(libc::SYS_statfs, [0, 0]), ALLOW);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn what_is_answered_by_the_listener() {
+        let filter = Filter::of_a_computer(Answers::Listener);
+        let native = |call: i64, args| run_with(&filter, ARCH_X86_64, call as u32, args);
+        let own = [0, 0, 0, 0, 0, u64::from(crate::notify::OWN)];
+        for call in HEARD {
+            assert_eq!(native(call, [0; 6]), USER_NOTIF, "{call}");
+            assert_eq!(native(call, own), ALLOW, "{call}");
+        }
+        assert_eq!(native(libc::SYS_sched_getaffinity, [1, 0, 0, 0, 0, 0]), ALLOW);
+        assert_eq!(native(libc::SYS_statfs, [1, 0, 0, 0, 0, 0]), USER_NOTIF);
+        assert_eq!(native(libc::SYS_read, [0; 6]), ALLOW);
+        assert_eq!(native(libc::SYS_bpf, [0; 6]), ERRNO | EPERM);
+        assert_eq!(native(libc::SYS_ioctl, [0, 0x5412, 0, 0, 0, 0]), ERRNO | libc::ENOTTY as u32);
+        assert_eq!(run(&filter, ARCH_I386, 99, [0, 0]), ALLOW, "statfs of 32 bits");
     }
 }

@@ -69,6 +69,17 @@ pub fn connect_stream(path: &Path) -> Result<OwnedFd, SysError> {
     Ok(fd)
 }
 
+/// As [`connect_stream`], to an abstract name of this thread's network namespace.
+pub fn connect_abstract(name: &str) -> Result<OwnedFd, SysError> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|errno| SysError::new("socket", name, errno.raw_os_error()))?;
+    let address = SocketAddrUnix::new_abstract_name(name.as_bytes())
+        .map_err(|errno| SysError::new("sockaddr_un", name, errno.raw_os_error()))?;
+    rustix::net::connect(&fd, &address).map_err(|errno| SysError::new("connect", name, errno.raw_os_error()))?;
+    Ok(fd)
+}
+
 /// Sends `bytes` with `fds` beside them in one call; returns how many bytes went.
 ///
 /// Errors: `EMSGSIZE` for a packet too long, `EPIPE` when the other side is gone, `EAGAIN` on a

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use libc::{c_char, c_int, c_long, c_void};
 
+use crate::slice::{self, Attributes};
+
 /// The child's stack, in bytes: `start` needs well below 2 KiB of it.
 const STACK_BYTES: usize = 32 << 10;
 
@@ -111,6 +113,7 @@ struct Plan {
     descriptors: libc::rlimit64,
     limit_descriptors: bool,
     umask: u32,
+    slice: *const Attributes,
     failed_stage: u32,
     failed_errno: i32,
     failed_program: usize,
@@ -152,6 +155,7 @@ impl Spawn<'_> {
             descriptors: libc::rlimit64 { rlim_cur: soft, rlim_max: hard },
             limit_descriptors: self.descriptors.is_some(),
             umask: self.umask,
+            slice: slice::usual().map_or(ptr::null(), ptr::from_ref),
             failed_stage: NOT_FAILED,
             failed_errno: 0,
             failed_program: 0,
@@ -281,6 +285,10 @@ extern "C" fn child(plan: *mut c_void) -> c_int {
             ptr::null_mut::<c_void>(),
             size_of::<u64>(),
         );
+
+        if !plan.slice.is_null() {
+            libc::syscall(libc::SYS_sched_setattr, 0, plan.slice, 0);
+        }
 
         let mut denied = None;
         let mut missing = libc::ENOENT;

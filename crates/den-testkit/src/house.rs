@@ -22,6 +22,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(15);
 pub struct Options {
     /// An image store of its own in place of the shared one.
     pub images: Option<PathBuf>,
+    /// A data folder elsewhere: on a disk of the test's. It outlives the house.
+    pub data: Option<PathBuf>,
     /// How long what is removed lies in the trash, as `--trash-for` takes it; without, the house has none.
     pub trash_for: Option<String>,
     /// Further words for `den serve`.
@@ -94,7 +96,7 @@ impl House {
 
     /// The data folder.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.options.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
     }
 
     /// The run folder.
@@ -206,6 +208,11 @@ impl House {
     /// Whether `den serve` is alive.
     pub fn serve_alive(&mut self) -> bool {
         self.serve.as_mut().is_some_and(|child| child.try_wait().expect("the child").is_none())
+    }
+
+    /// The pid of `den serve`, while it runs.
+    pub fn serve_pid(&self) -> Option<i32> {
+        self.serve.as_ref().and_then(|child| i32::try_from(child.id()).ok())
     }
 
     /// The launcher's pid.

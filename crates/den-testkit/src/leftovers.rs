@@ -48,9 +48,14 @@ pub fn sweep(run: &Path, data: &Path) {
     }
 }
 
+/// The name of the cgroup that a house has in each hierarchy.
+pub fn instance(run: &Path) -> String {
+    den_sys::cgroup::instance_of(run)
+}
+
 /// Processes that name the folders in their command line or environment, or stand in a cgroup of
 /// theirs, with the reason.
-fn processes(run: &Path, data: &Path) -> Vec<(i32, String)> {
+pub(crate) fn processes(run: &Path, data: &Path) -> Vec<(i32, String)> {
     let own = std::process::id() as i32;
     let (run_text, data_text) = (run.to_string_lossy(), data.to_string_lossy());
     let group = format!("/{}/", den_sys::cgroup::instance_of(run));
@@ -77,7 +82,7 @@ fn processes(run: &Path, data: &Path) -> Vec<(i32, String)> {
 }
 
 /// Cgroups of any hierarchy that carry the run folder's name, parents first.
-fn cgroups(run: &Path) -> Vec<PathBuf> {
+pub(crate) fn cgroups(run: &Path) -> Vec<PathBuf> {
     let name = den_sys::cgroup::instance_of(run);
     let mut found = BTreeSet::new();
     for line in std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
@@ -112,7 +117,7 @@ fn mounts(run: &Path, data: &Path) -> Vec<String> {
 }
 
 /// Loop devices whose file lies in the folders: (device, file).
-fn loops(run: &Path, data: &Path) -> Vec<(String, String)> {
+pub(crate) fn loops(run: &Path, data: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
         let Ok(file) = std::fs::read_to_string(entry.path().join("loop/backing_file")) else { continue };

@@ -46,6 +46,7 @@ fn crates_point_one_way() {
         ("den-wire", &[]),
         ("den-sys", &[]),
         ("den-api", &["den-model"]),
+        ("den-backup", &["den-model", "den-sys"]),
         ("den-image", &["den-model", "den-sys"]),
         ("den-disk", &["den-model", "den-sys"]),
         ("den-store", &["den-model", "den-sys"]),
@@ -58,6 +59,7 @@ fn crates_point_one_way() {
             "den-control",
             &[
                 "den-api",
+                "den-backup",
                 "den-disk",
                 "den-gate",
                 "den-history",
@@ -71,6 +73,7 @@ fn crates_point_one_way() {
             ],
         ),
         ("den-server", &["den-api", "den-control", "den-model"]),
+        ("den-e2b", &["den-api", "den-control", "den-model", "den-sys"]),
     ];
     for (name, arrows) in allowed {
         let path = root().join("crates").join(name).join("Cargo.toml");

@@ -16,7 +16,12 @@
 //! | `Watch` | | `Done` once it is armed, then `Changed`… until either side closes |
 //! | `Dial` | raw bytes | `Done`, then raw bytes without frames; or `Failed` |
 //! | `Ports` | | `Ports`…, `Done`; or `Failed` |
+//! | `Attributes` | | `Attributes`, of each path in order; none of one that has none or is not there |
 //! | `Sync` | | `Done`; what is frozen goes on when the connection closes |
+//! | `Rest` | | `Done` once nothing of the host's is open any more, beside it where calls arrive; or `Failed` |
+//! | `Calls` (with what came beside `Rest`'s `Done`, if anything) | | `Done` |
+//! | `Wake` (with a listener beside), on [`REST_SOCKET`] | | `Done`; the next connections go to that listener |
+//! | `Relog` (with the log's descriptor) | | `Done`; the step's output goes on |
 //! | `Apply` | `ApplyOp` messages, each `File` followed by data…, end; then end | `Done` or `Failed` after the end; or `Failed` at any time |
 //!
 //! A step does not depend on its connection: when it closes, the command goes on, its standard
@@ -183,6 +188,11 @@ pub enum Request {
         /// Whether all below it too, those made later included.
         #[n(1)]
         recursive: bool,
+        /// Whether it tells what happened to each name as the kernel tells it: a write is told at the write and not
+        /// again when the file is closed, and what was moved away is moved from where it was.
+        #[n(2)]
+        #[cbor(default)]
+        plain: bool,
     },
     /// Packs a path (a tree or one file) into a tar stream. Names in it begin with the path's last
     /// component, or with `.` for `/` and for paths that end in `/.`.
@@ -227,7 +237,42 @@ pub enum Request {
     /// be are frozen, until the connection closes or [`SYNC_HOLD_MS`] have passed.
     #[n(21)]
     Sync,
+    /// Lets go of all that is the host's: connections, logs of steps, the listener. Commands go on; what they write
+    /// waits in their pipes. Answered with `Done`, and the connection closes last. From then on the agent listens on
+    /// [`REST_SOCKET`] alone, so that it may be written down and read back elsewhere.
+    #[n(30)]
+    Rest,
+    /// Takes the listener that is beside it. Only from the host, after `Rest`.
+    #[n(31)]
+    Wake,
+    /// Answers the calls of its programs again that arrive at the descriptor beside it, which came beside the answer
+    /// to `Rest`; without one, shows its files alone.
+    #[n(33)]
+    Calls,
+    /// Gives a step its log again, which is beside it; it goes on where it was.
+    #[n(32)]
+    Relog {
+        /// Its number.
+        #[n(0)]
+        step: u64,
+    },
+    /// Extended attributes of files and directories, links followed.
+    #[n(60)]
+    Attributes {
+        /// Which, at most [`ATTRIBUTES_PATHS_MAX`].
+        #[n(0)]
+        paths: Vec<ByteVec>,
+        /// What their names begin with.
+        #[n(1)]
+        prefix: ByteVec,
+    },
 }
+
+/// The most paths of one [`Request::Attributes`].
+pub const ATTRIBUTES_PATHS_MAX: usize = 256;
+
+/// The abstract name of a socket in the computer's network namespace, at which an agent that rests is found.
+pub const REST_SOCKET: &str = "den-agent-rests";
 
 /// How long a file system is frozen at most after [`Request::Sync`], in milliseconds.
 pub const SYNC_HOLD_MS: u64 = 10_000;
@@ -443,6 +488,26 @@ pub struct WriteFile {
     /// Whether it is added to the end of what is there, in place.
     #[n(5)]
     pub append: bool,
+    /// Whether what is there is emptied and written in place, as a shell's `>` does: whoever watches sees one file
+    /// made, owned and written. Directories made above it get the owner too.
+    #[n(6)]
+    #[cbor(default)]
+    pub in_place: bool,
+    /// Extended attributes that it has from then on; only with `in_place`.
+    #[n(7)]
+    pub attributes: Option<Attributes>,
+}
+
+/// Extended attributes that take the place of all whose names begin alike.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Attributes {
+    /// What the names of those that go begin with.
+    #[n(0)]
+    pub prefix: ByteVec,
+    /// Those that come; their names begin with it too.
+    #[n(1)]
+    pub set: Vec<DressXattr>,
 }
 
 /// Host to agent, on the connection of a step.
@@ -536,6 +601,9 @@ pub enum Reply {
     /// Some of what listens.
     #[n(9)]
     Ports(#[n(0)] Vec<Listening>),
+    /// Extended attributes, a list a path.
+    #[n(60)]
+    Attributes(#[n(0)] Vec<Vec<DressXattr>>),
 }
 
 /// The longest time that grown output waits before the host is told, in milliseconds.
@@ -757,7 +825,7 @@ pub struct Change {
     /// Relative to what is watched.
     #[n(1)]
     pub path: ByteVec,
-    /// Where it was before, for a move within the watch.
+    /// Where it was before, for a move within the watch; in a plain watch also for one out of it, whose path is empty.
     #[n(2)]
     pub from: Option<ByteVec>,
 }

@@ -12,6 +12,22 @@ pub const PACKET_BYTES_MAX: usize = 64 << 10;
 /// on when its daemon ends. It holds the name of its cgroup.
 pub const FROZEN: &str = "frozen";
 
+/// The name of a cell's cgroup, below that of the house: of a computer with this link, in this pool.
+pub fn cgroup_name(pool: u64, link: u64) -> String {
+    match pool {
+        0 => format!("c{link}"),
+        pool => format!("{}/c{link}", pool_cgroup_name(pool)),
+    }
+}
+
+/// The name of a pool's cgroup, below that of the house, which is 0.
+pub fn pool_cgroup_name(pool: u64) -> String {
+    match pool {
+        0 => String::new(),
+        pool => format!("p{pool}"),
+    }
+}
+
 /// What `serve` asks.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum Request {
@@ -61,6 +77,92 @@ pub enum Request {
     /// Unmakes the husks and exits, if no computer runs; else answered with `Failed`.
     #[n(6)]
     Exit,
+    /// What the computers of each pool have together: all pools that there are. A pool that is left out goes, with
+    /// its husks, once no computer is in it. Answered with `Done` when the kernel holds what runs to it.
+    #[n(7)]
+    Pools {
+        /// The pools; the number 0 is the house, with all pools in it.
+        #[n(0)]
+        pools: Vec<PoolCaps>,
+    },
+    /// How many husks are ready? Answered with `Hello` alone, however many computers run; refused by a launcher
+    /// that is too old to know it.
+    #[n(8)]
+    Husks,
+    /// A place for a computer whose processes are read back from a disk: ids and a number that nobody else has.
+    /// Answered with `Reserved`. What is in its cgroup ends when this connection does, unless it was `Taken`.
+    #[n(20)]
+    Reserve {
+        /// Its id.
+        #[n(0)]
+        id: String,
+        /// The number of its pool.
+        #[n(1)]
+        pool: u64,
+    },
+    /// The computer that was read back is there: from here on it is carried as one that was booted. Answered with
+    /// `Created` (its pidfd beside it) or `Failed`.
+    #[n(21)]
+    Taken {
+        /// Its id.
+        #[n(0)]
+        id: String,
+        /// PID 1 of it, as the host counts.
+        #[n(1)]
+        pid: u32,
+        /// Thousandths of a CPU that it may use.
+        #[n(2)]
+        cpu_milli: u32,
+    },
+}
+
+/// How a computer is read back from a disk, by a process of its own that becomes CRIU: `den-agent revive`, which
+/// finds this on its standard input.
+#[derive(Debug, Clone, PartialEq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct Revive {
+    /// As it would be booted.
+    #[n(0)]
+    pub create: Create,
+    /// RUN.
+    #[n(1)]
+    pub run: String,
+    /// What the launcher has reserved: the number of its link.
+    #[n(2)]
+    pub link: u64,
+    /// The first of its ids.
+    #[n(3)]
+    pub base: u32,
+    /// How many ids it has.
+    #[n(4)]
+    pub ids: u32,
+    /// The images.
+    #[n(5)]
+    pub images: String,
+    /// CRIU.
+    #[n(6)]
+    pub criu: String,
+    /// The socket that is told how far it is.
+    #[n(7)]
+    pub hook: String,
+    /// What the computer takes for the id of its boot.
+    #[n(8)]
+    pub boot_id: String,
+}
+
+/// What the computers of a pool may use together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct PoolCaps {
+    /// Names its cgroup.
+    #[n(0)]
+    pub number: u64,
+    /// Thousandths of a CPU; none: no limit.
+    #[n(1)]
+    pub cpu_milli: Option<u32>,
+    /// Bytes; none: no limit.
+    #[n(2)]
+    pub memory_bytes: Option<u64>,
 }
 
 /// A computer to boot.
@@ -92,6 +194,14 @@ pub struct Create {
     /// overlay: (name under `vol/`, path inside).
     #[n(7)]
     pub volumes: Vec<(String, String)>,
+    /// The number of its pool; 0: none of its own.
+    #[n(8)]
+    #[cbor(default)]
+    pub pool: u64,
+    /// Where its disk is counted, below a sysfs: `fs/btrfs/<uuid>/qgroups/<group>`; empty where it is not.
+    #[n(9)]
+    #[cbor(default)]
+    pub counter: String,
 }
 
 /// What a computer may use.
@@ -139,6 +249,10 @@ pub enum Reply {
         #[n(2)]
         #[cbor(default)]
         link: u64,
+        /// The number of its pool: its cgroup is below that of the pool.
+        #[n(3)]
+        #[cbor(default)]
+        pool: u64,
     },
     /// It boots: its agent listens.
     #[n(2)]
@@ -153,6 +267,10 @@ pub enum Reply {
         #[n(2)]
         #[cbor(default)]
         link: u64,
+        /// Its pool, as in `Running`.
+        #[n(3)]
+        #[cbor(default)]
+        pool: u64,
     },
     /// It is done.
     #[n(3)]
@@ -170,6 +288,19 @@ pub enum Reply {
     /// What a computer uses now.
     #[n(5)]
     Usage(#[n(0)] Usage),
+    /// A place for what is read back from a disk.
+    #[n(20)]
+    Reserved {
+        /// The number of its link.
+        #[n(0)]
+        link: u64,
+        /// The first of its ids.
+        #[n(1)]
+        base: u32,
+        /// How many ids it has.
+        #[n(2)]
+        ids: u32,
+    },
 }
 
 /// What a computer uses now.

@@ -15,23 +15,26 @@
 
 mod chain;
 mod create;
+mod density;
 mod exec;
 mod flow;
 mod history;
 mod life;
 mod machine;
 mod memory;
+mod neighbour;
 mod net;
 mod report;
 mod rival;
 mod settle;
 mod upstream;
 
-use std::{io::IsTerminal as _, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, time::Duration};
 
+use clap::builder::PossibleValuesParser;
 use den_api::{Client, ClientError, ComputerView, CreateComputer, ExecRequest, client::ComputerFilter};
 use futures_util::{StreamExt as _, stream};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use self::report::{Measure, Report};
 use crate::{
@@ -41,7 +44,7 @@ use crate::{
 };
 
 /// What is measured, in the order of the table.
-const NAMES: [&str; 31] = [
+const NAMES: [&str; 55] = [
     "create",
     "create_exec",
     "remove",
@@ -71,8 +74,32 @@ const NAMES: [&str; 31] = [
     "pause",
     "resume",
     "unplug",
+    "neighbour_spin",
+    "neighbour_forks",
+    "neighbour_zombies",
+    "neighbour_traces",
+    "neighbour_timers",
+    "neighbour_memory",
+    "neighbour_disk",
+    "neighbour_files",
+    "neighbour_flushes",
+    "neighbour_output",
+    "neighbour_descriptors",
+    "neighbour_watches",
+    "neighbour_sockets",
+    "neighbour_mounts",
+    "neighbour_namespaces",
+    "neighbour_links",
+    "neighbour_packets",
+    "neighbour_cgroups",
+    "neighbour_keys",
+    "neighbour_probes",
     "snapshot_10g",
     "idle_1000",
+    "idle_1000_create",
+    "ls_1000",
+    "serve_memory_1000",
+    "start_1000",
 ];
 
 /// Measured only where the storage keeps states by itself.
@@ -91,7 +118,8 @@ const HISTORY: [&str; 11] = [
 ];
 
 /// Measured only when asked for: a minute and some gigabytes.
-const ON_DEMAND: [&str; 2] = ["snapshot_10g", "idle_1000"];
+const ON_DEMAND: [&str; 6] =
+    ["snapshot_10g", "idle_1000", "idle_1000_create", "ls_1000", "serve_memory_1000", "start_1000"];
 
 /// The label that a run's computers carry.
 const LABEL: &str = "den.bench";
@@ -106,8 +134,8 @@ const CROWD_PARALLEL: usize = 100;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: den bench create exec --rival podman")]
 pub struct BenchArgs {
-    /// What to measure [default: all but snapshot_10g and idle_1000; net_* as root; history on btrfs]
-    #[arg(value_name = "NAME", value_parser = NAMES)]
+    /// What to measure [default: all but snapshot_10g and *_1000*; net_* as root; history on btrfs]
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(NAMES.into_iter().chain([neighbour::ROWS])))]
     names: Vec<String>,
     /// What to measure beside it, with the same root and on the same machine
     #[arg(long, value_enum, default_value = "none")]
@@ -121,6 +149,9 @@ pub struct BenchArgs {
     /// MiB that each copy moves
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     copy_mib: u32,
+    /// Images of the daemon that is started for *_1000 [default: images in the data folder]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
 }
 
 /// Measures the daemon that the flags name.
@@ -134,7 +165,7 @@ pub fn run(global: &Global, args: BenchArgs) -> Outcome {
 
 async fn measure(global: &Global, args: BenchArgs) -> Outcome {
     let client = global.client()?;
-    let bench = Bench {
+    let mut bench = Bench {
         label: format!("{}-{}", std::process::id(), show::now_micros()),
         machine: machine::Machine::look(&client.version().await?.storage),
         url: client.url().to_owned(),
@@ -142,11 +173,13 @@ async fn measure(global: &Global, args: BenchArgs) -> Outcome {
         client,
         args,
         tree: OnceCell::new(),
+        house: OnceCell::new(),
     };
     let outcome = tokio::select! {
         report = bench.all() => report.map(Some),
         _ = tokio::signal::ctrl_c() => Ok(None),
     };
+    drop(bench.house.take());
     let cleaned = bench.remove_all().await;
     let Some(report) = outcome? else { return Err(Trouble::quiet(130)) };
     cleaned?;
@@ -168,6 +201,8 @@ struct Bench {
     machine: machine::Machine,
     /// What is compared and merged, once it is made.
     tree: OnceCell<history::Tree>,
+    /// A daemon of its own with a thousand computers, once it is there.
+    house: OnceCell<Mutex<density::House>>,
 }
 
 impl Bench {
@@ -206,7 +241,7 @@ impl Bench {
         Ok(report)
     }
 
-    async fn one(&self, name: &str) -> anyhow::Result<Measure> {
+    async fn one(&self, name: &'static str) -> anyhow::Result<Measure> {
         match name {
             "create" => create::create(self).await,
             "create_exec" => create::create_exec(self).await,
@@ -239,8 +274,18 @@ impl Bench {
             "pause" => life::pause(self).await,
             "resume" => life::resume(self).await,
             "unplug" => life::unplug(self).await,
+            name if name.starts_with(neighbour::ROWS) => neighbour::beside(self, name).await,
+            "idle_1000_create" => density::create(self).await,
+            "ls_1000" => density::ls(self).await,
+            "serve_memory_1000" => density::memory(self).await,
+            "start_1000" => density::start(self).await,
             _ => unreachable!("clap takes names of NAMES only"),
         }
+    }
+
+    /// The daemon with a thousand computers.
+    async fn house(&self) -> anyhow::Result<&Mutex<density::House>> {
+        self.house.get_or_try_init(async || Ok(Mutex::new(density::House::fill(self).await?))).await
     }
 
     fn wanted(&self, name: &str) -> bool {
@@ -248,7 +293,11 @@ impl Bench {
             // The network is measured from a namespace that only root can make.
             true if HISTORY.contains(&name) => self.machine.storage == "btrfs",
             true => !ON_DEMAND.contains(&name) && (!name.starts_with("net_") || rustix::process::geteuid().is_root()),
-            false => self.args.names.iter().any(|wanted| wanted == name),
+            false => self
+                .args
+                .names
+                .iter()
+                .any(|wanted| wanted == name || wanted == neighbour::ROWS && name.starts_with(neighbour::ROWS)),
         }
     }
 

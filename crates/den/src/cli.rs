@@ -49,7 +49,7 @@ enum Command {
     /// What was removed and can come back; empty removes it for good
     #[command(alias = "bin")]
     Trash(cmd::trash::TrashArgs),
-    /// Take back the last rm, restore, merge or net
+    /// Take back the last rm, restore, merge, net or resize
     #[command(alias = "undelete")]
     Undo(cmd::undo::UndoArgs),
     /// Run a command; its output streams, its exit code is den's
@@ -119,11 +119,20 @@ enum Command {
     Resume(cmd::life::ResumeArgs),
     /// When a computer sleeps by itself
     Idle(cmd::life::IdleArgs),
+    /// Another size for a computer, also while it runs
+    #[command(alias = "scale")]
+    Resize(cmd::resize::ResizeArgs),
     /// Cut computers off: frozen, no flows, no way in, all kept
     #[command(alias = "quarantine", alias = "isolate")]
     Unplug(cmd::life::UnplugArgs),
     /// Take unplugged computers back
     Replug(cmd::life::ReplugArgs),
+    /// What groups of computers share: CPUs, memory, disk
+    #[command(alias = "pools", subcommand)]
+    Pool(cmd::pool::PoolCommand),
+    /// The interface that E2B's SDKs speak: what they are told, and the key
+    #[command(subcommand)]
+    E2b(cmd::e2b::E2bCommand),
     /// What computers start from
     #[command(alias = "images", subcommand)]
     Image(cmd::image::ImageCommand),
@@ -133,6 +142,12 @@ enum Command {
     /// What happened: made, failed, out of memory, limits reached, …
     #[command(alias = "event")]
     Events(cmd::events::EventsArgs),
+    /// All of it into a folder or S3, incremental; ls, verify, rm
+    #[command(alias = "backups")]
+    Backup(cmd::backup::BackupArgs),
+    /// A house from a backup, into an empty data folder; no daemon runs
+    #[command(name = "restore-backup")]
+    RestoreBackup(cmd::backup::RestoreArgs),
     /// What this host can do, what it lacks, and what mends it
     Doctor,
     /// Put the program and a systemd unit in their places, and start the daemon
@@ -189,11 +204,16 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Pause(args) => client(cmd::life::pause(&global, args)),
         Command::Resume(args) => client(cmd::life::resume(&global, args)),
         Command::Idle(args) => client(cmd::life::idle(&global, args)),
+        Command::Resize(args) => client(cmd::resize::run(&global, args)),
         Command::Unplug(args) => client(cmd::life::unplug(&global, args)),
         Command::Replug(args) => client(cmd::life::replug(&global, args)),
+        Command::Pool(command) => client(cmd::pool::run(&global, command)),
+        Command::E2b(command) => client(cmd::e2b::run(&global, &command)),
         Command::Image(command) => client(cmd::image::run(&global, command)),
         Command::Top(args) => client(cmd::top::run(&global, args)),
         Command::Events(args) => client(cmd::events::run(&global, args)),
+        Command::Backup(args) => client(cmd::backup::run(&global, args)),
+        Command::RestoreBackup(args) => cmd::backup::restore(&global, args),
         Command::Doctor => cmd::misc::doctor(&global),
         Command::Install(args) => cmd::install::install(&global, &args),
         Command::Uninstall(args) => cmd::install::uninstall(&global, &args),

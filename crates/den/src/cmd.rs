@@ -1,10 +1,12 @@
 //! The commands, a file per group.
 
+pub mod backup;
 pub mod blame;
 mod changes;
 pub mod computers;
 pub mod cp;
 pub mod diff;
+pub mod e2b;
 pub mod events;
 pub mod exec;
 pub mod explore;
@@ -19,8 +21,10 @@ pub mod look;
 pub mod merge;
 pub mod misc;
 pub mod net;
+pub mod pool;
 pub mod ports;
 pub mod progress;
+pub mod resize;
 pub mod serve;
 pub mod service;
 pub mod snap;

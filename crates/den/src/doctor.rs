@@ -89,7 +89,7 @@ pub fn examine(data: &Path, run: &Path) -> Report {
     checks.extend(disk::checks(data, &near));
     checks.extend(devices::checks());
     checks.extend(net::checks());
-    checks.extend(host::checks(run));
+    checks.extend(host::checks(data, run));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     Report { status, checks }
 }

@@ -98,14 +98,19 @@ fn a_create_with_a_key_is_done_once() {
 #[test]
 fn a_key_is_known_after_a_restart() {
     let mut house = House::open(DEN);
-    let create = |house: &House| {
-        let headers = [("content-type", "application/json"), ("idempotency-key", "kept")];
-        house.api().request("POST", "/v1/computers", &headers, b"{}").json()["id"].clone()
+    let create = |house: &House, key: &str, body: Value| {
+        let headers = [("content-type", "application/json"), ("idempotency-key", key)];
+        house.api().request("POST", "/v1/computers", &headers, body.to_string().as_bytes()).json()["id"].clone()
     };
-    let id = create(&house);
+    let id = create(&house, "kept", json!({}));
+    // What it made has the one place there is, and the name.
+    house.den(&["pool", "new", "one", "--computers", "1"]).ok();
+    let only = json!({ "name": "only", "pool": "one" });
+    let alone = create(&house, "alone", only.clone());
     house.restart();
-    assert_eq!(create(&house), id);
-    assert_eq!(house.disks().len(), 1);
+    assert_eq!(create(&house, "kept", json!({})), id);
+    assert_eq!(create(&house, "alone", only), alone);
+    assert_eq!(house.disks().len(), 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The daemon and the launcher are killed, at any moment and at each named one; the next start leaves
 //! a consistent house, and nothing behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -425,4 +425,137 @@ fn a_shutdown_stops_all_and_the_next_start_finds_them_stopped() {
     assert_eq!(house.sh("web", "cat /root/file").ok(), "kept");
     let steps = house.api().get("/v1/computers/web/steps").expect(200).json();
     assert!(steps["items"].as_array().expect("items").iter().all(|step| step["status"] == "ended"), "{steps}");
+}
+
+/// The files of a store, as they are after a kill of its daemon. A log without anything in it is none.
+fn store_files(house: &House) -> BTreeMap<&'static str, Vec<u8>> {
+    let read = |name| {
+        Some((name, std::fs::read(house.data().join(name)).ok().filter(|file| !file.is_empty() || name == "den.db")?))
+    };
+    ["den.db", "den.db-wal", "den.db.lock"].into_iter().filter_map(read).collect()
+}
+
+/// Puts files of a store in the place of those that are there.
+fn put_store(house: &House, files: &BTreeMap<&'static str, Vec<u8>>) {
+    for name in ["den.db", "den.db-wal", "den.db-shm", "den.db.lock"] {
+        let _ = std::fs::remove_file(house.data().join(name));
+    }
+    for (name, bytes) in files {
+        std::fs::write(house.data().join(name), bytes).expect("a file of the store");
+    }
+}
+
+#[test]
+fn a_store_that_is_damaged_stops_the_start_and_nothing_is_touched() {
+    let mut house = House::open(DEN);
+    for name in ["web", "db"] {
+        house.new_computer(name);
+    }
+    for number in 0..40 {
+        house.sh("web", &format!("echo {number} > /root/file")).ok();
+    }
+    house.den(&["exec", "web", "-d", "--", "sleep", "3000"]).ok();
+    // Most of it in the database, the last of it in the log.
+    house.kill_serve();
+    let store = rusqlite::Connection::open(house.data().join("den.db")).expect("the store");
+    store.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).expect("it is copied");
+    drop(store);
+    house.start();
+    house.sh("web", "echo 40 > /root/file").ok();
+    house.kill_serve();
+    let whole = store_files(&house);
+    let sizes: Vec<_> = whole.iter().map(|(name, bytes)| (name, bytes.len())).collect();
+    assert!(whole["den.db"].len() >= 10 * 4096 && whole["den.db-wal"].len() > 4096, "nothing to damage: {sizes:?}");
+    let disks = house.disks();
+    let launcher = house.launcher();
+    let seen = house.log().len();
+
+    type Damage = fn(&mut BTreeMap<&'static str, Vec<u8>>);
+    let damages: [(&str, &str, Damage); 9] = [
+        ("zero length", "store_missing", |files| {
+            files.insert("den.db", Vec::new());
+            files.remove("den.db-wal");
+            files.remove("den.db.lock");
+        }),
+        ("gone with its log", "store_missing", |files| files.clear()),
+        ("gone", "store_missing", |files| drop(files.remove("den.db"))),
+        ("cut in half", "store_corrupt", |files| {
+            let file = files.get_mut("den.db").expect("it is there");
+            file.truncate(file.len() / 2 + 100);
+            files.remove("den.db-wal");
+            files.remove("den.db.lock");
+        }),
+        ("rubbish in its pages", "store_corrupt", |files| {
+            let file = files.get_mut("den.db").expect("it is there");
+            for page in (2..file.len() / 4096).step_by(3) {
+                file[page * 4096..][..4096].fill(0xa5);
+            }
+            files.remove("den.db-wal");
+            files.remove("den.db.lock");
+        }),
+        ("zeros in its pages", "store_corrupt", |files| {
+            let file = files.get_mut("den.db").expect("it is there");
+            for page in (1..file.len() / 4096).step_by(2) {
+                file[page * 4096..][..4096].fill(0);
+            }
+            files.remove("den.db-wal");
+            files.remove("den.db.lock");
+        }),
+        ("no database", "store_corrupt", |files| {
+            files.insert("den.db", b"these are the notes of somebody else\n".repeat(400));
+        }),
+        ("without its log", "store_corrupt", |files| drop(files.remove("den.db-wal"))),
+        ("a log that is none", "store_corrupt", |files| {
+            files.get_mut("den.db-wal").expect("it is there")[..64].fill(0x77);
+        }),
+    ];
+    for (what, code, damage) in damages {
+        let mut files = whole.clone();
+        damage(&mut files);
+        put_store(&house, &files);
+        let before = house.log().len();
+        house.try_start().expect_err(what);
+        let said = house.log()[before..].to_owned();
+        assert!(said.contains(&format!("({code})")) && said.contains("hint: "), "{what}: {said}");
+        let mut after = store_files(&house);
+        after.remove("den.db.lock");
+        files.remove("den.db.lock");
+        assert!(after == files, "{what}: the store was written to");
+        assert_eq!(house.disks(), disks, "{what}");
+        assert_eq!(house.launcher(), launcher, "{what}: what runs goes on");
+    }
+    assert!(house.log().len() > seen);
+
+    // Another program's database.
+    put_store(&house, &BTreeMap::new());
+    let other = rusqlite::Connection::open(house.data().join("den.db")).expect("a database");
+    other.execute_batch("CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('mine')").expect("a table");
+    drop(other);
+    let before = house.log().len();
+    house.try_start().expect_err("another program's");
+    assert!(house.log()[before..].contains("(store_foreign)"), "{}", &house.log()[before..]);
+
+    // With its own files back it goes on where it was.
+    put_store(&house, &whole);
+    house.start();
+    assert_eq!(house.sh("web", "cat /root/file; pgrep -c sleep").ok(), "40\n1");
+    assert_eq!(house.disks(), disks);
+    house.close();
+}
+
+#[test]
+fn a_store_that_another_process_holds_stops_the_start() {
+    let mut house = House::open(DEN);
+    house.new_computer("web");
+    house.kill_serve();
+    let lock =
+        std::fs::File::options().read(true).write(true).open(house.data().join("den.db.lock")).expect("the lock");
+    lock.lock().expect("nobody has it");
+    house.try_start().expect_err("it is held");
+    let log = house.log();
+    assert!(log.contains("(store_locked)") && log.contains("hint: another `den serve` uses this data folder"), "{log}");
+    drop(lock);
+    house.start();
+    assert_eq!(house.json(&["info", "web"])["state"], "running");
+    house.close();
 }

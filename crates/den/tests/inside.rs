@@ -309,3 +309,21 @@ fn subvolumes_cannot_be_made_inside() {
                   r=l.ioctl(fd,ctypes.c_ulong(0x5000940e),b)\nprint(errno.errorcode[ctypes.get_errno()] if r else 'made')";
     assert_eq!(house.den(&["exec", "web", "--", "python3", "-c", script]).ok(), "ENOTTY");
 }
+
+#[test]
+fn the_agent_gets_a_processor_sooner_than_what_it_runs() {
+    let house = House::open(DEN);
+    house.new_computer("web");
+    // sched_getattr(2): the slice is where a deadline's runtime is. A kernel before 6.12 says 0.
+    let script = "import ctypes, platform, struct\n\
+        number = {'x86_64': 315, 'aarch64': 275}[platform.machine()]\n\
+        def slice(pid):\n\
+        \x20seen = ctypes.create_string_buffer(48)\n\
+        \x20assert ctypes.CDLL(None).syscall(number, pid, seen, 48, 0) == 0\n\
+        \x20return struct.unpack_from('<Q', seen, 24)[0]\n\
+        print(slice(1), slice(0))";
+    let said = house.den(&["exec", "web", "--", "python3", "-c", script]).ok();
+    let slices: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let [agent, command] = slices[..] else { panic!("two slices: {said}") };
+    assert!(agent == 0 && command == 0 || agent == 100_000 && command > agent, "{said}");
+}

@@ -210,7 +210,7 @@ fn an_idle_time_is_kept_inherited_and_checked() {
         let create = json!({ "idle": bad });
         house.api().post("/v1/computers", &create).refusal(400, "bad_idle");
     }
-    patch(&house, "web", &json!({ "memory": 1 })).refusal(400, "bad_request");
+    patch(&house, "web", &json!({ "memory": 1 })).refusal(400, "bad_size");
     assert_eq!(house.den(&["idle", "web"]).ok(), "10m");
     assert_eq!(house.json(&["ls"]).as_array().map(Vec::len), Some(2));
 }

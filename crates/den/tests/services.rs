@@ -361,6 +361,7 @@ fn services_that_cannot_be_are_refused() {
     refused(json!({"name": "app", "run": ["true"]}), 409, "service_exists", "`app`");
     refused(with("name", json!("A b")), 400, "bad_name", "`name`");
     refused(with("run", json!([])), 400, "bad_request", "`run`");
+    house.den(&["service", "add", "web", "empty", "--run", " "]).refused(1, "`run`");
     refused(with("run", json!(["a\0b"])), 400, "bad_request", "zero byte");
     refused(with("restart", json!("sometimes")), 400, "bad_request", "`sometimes`");
     refused(with("ready", json!("port:0")), 400, "bad_request", "`ready`");

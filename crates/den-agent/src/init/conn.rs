@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream as StdStream;
 
 use den_wire::agent::{FailureKind, Reply, Request};
 use den_wire::frame::{HEAD_BYTES, message_bytes, parse_head};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -104,6 +105,25 @@ impl Conn {
     /// Sends the only answer of an operation. If the other side is gone there is nobody to tell.
     pub async fn answer(&mut self, reply: &Reply) {
         let _ = self.stream.write_all(&message_bytes(reply)).await;
+    }
+
+    /// As [`Conn::answer`], with a descriptor beside it. Short enough for the empty buffer of a socket.
+    pub async fn answer_with(&mut self, reply: &Reply, beside: BorrowedFd<'_>) {
+        if self.stream.writable().await.is_ok() {
+            let _ = den_sys::socket::send(self.stream.as_fd(), &message_bytes(reply), &[beside]);
+        }
+    }
+
+    /// Whether the other side is no process of this computer: then the kernel has no id for it in here.
+    pub fn is_from_outside(&self) -> bool {
+        self.stream.peer_cred().is_ok_and(|peer| peer.pid().is_none_or(|pid| pid == 0))
+    }
+
+    /// Whether the other side has closed it.
+    pub fn is_left(&self) -> bool {
+        // Told of without being asked for.
+        let mut wait = [PollFd::new(&self.stream, PollFlags::empty())];
+        matches!(poll(&mut wait, Some(&Timespec::default())), Ok(1..))
     }
 
     /// Takes it apart into frames that come in, and what goes out.

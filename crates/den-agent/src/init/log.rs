@@ -27,7 +27,8 @@ const CUT_BYTES: u64 = RECORD_HEAD_BYTES as u64 + 8;
 
 /// The writer of one log.
 pub struct LogWriter {
-    file: OwnedFd,
+    /// Absent while the agent rests: nothing may be written then.
+    file: Option<OwnedFd>,
     /// Where the next record goes.
     position: u64,
     /// Bytes of output so far, lost ones included.
@@ -54,7 +55,17 @@ impl LogWriter {
     /// Writes `file` from its start.
     pub fn new(file: OwnedFd, keep: Option<u64>) -> Self {
         let keep = keep.unwrap_or(KEEP_BYTES_DEFAULT).max(KEEP_BYTES_MIN);
-        Self { file, position: 0, offset: 0, keep, piece: PIECE_BYTES_MAX.min(keep / 4), middle: None }
+        Self { file: Some(file), position: 0, offset: 0, keep, piece: PIECE_BYTES_MAX.min(keep / 4), middle: None }
+    }
+
+    /// Lets go of the file. What was written stays; records wait until there is one again.
+    pub fn let_go(&mut self) {
+        self.file = None;
+    }
+
+    /// Goes on in `file`, which holds what was written before.
+    pub fn go_on(&mut self, file: OwnedFd) {
+        self.file = Some(file);
     }
 
     /// Length of the log, in bytes.
@@ -89,13 +100,18 @@ impl LogWriter {
         match self.write_at(record, self.position) {
             Ok(()) => self.position += record.len() as u64,
             // Half a record must not be taken for one.
-            Err(_) => drop(rustix::fs::ftruncate(&self.file, self.position)),
+            Err(_) => {
+                if let Some(file) = &self.file {
+                    let _ = rustix::fs::ftruncate(file, self.position);
+                }
+            }
         }
     }
 
     fn write_at(&self, mut bytes: &[u8], mut position: u64) -> rustix::io::Result<()> {
+        let file = self.file.as_ref().ok_or(rustix::io::Errno::BADF)?;
         while !bytes.is_empty() {
-            match rustix::io::pwrite(&self.file, bytes, position) {
+            match rustix::io::pwrite(file, bytes, position) {
                 Ok(0) => return Err(rustix::io::Errno::NOSPC),
                 Ok(written) => {
                     bytes = &bytes[written..];
@@ -151,7 +167,9 @@ impl LogWriter {
         }
         let hole = from.max(start + CUT_BYTES);
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let _ = rustix::fs::fallocate(&self.file, flags, hole, kept_from - hole);
+        if let Some(file) = &self.file {
+            let _ = rustix::fs::fallocate(file, flags, hole, kept_from - hole);
+        }
     }
 }
 

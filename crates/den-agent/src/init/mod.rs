@@ -7,6 +7,7 @@
 //!    files, archives, watches ─► `files`: a thread for each, made for it and gone with it
 //!    Ports                    ─► `ports`: the same
 //! SIGCHLD ─► `reap` ─► the step whose first process it was
+//! fd 4 (calls that wait), /dev/fuse ─► `view`: a thread, on which the one thread never waits
 //! ```
 //!
 //! Invariants:
@@ -20,6 +21,7 @@ mod dial;
 mod exec;
 mod failure;
 mod files;
+mod hibernate;
 mod log;
 mod output;
 mod ports;
@@ -28,6 +30,7 @@ mod session;
 mod step;
 mod sync;
 mod users;
+mod view;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
@@ -43,6 +46,7 @@ use self::conn::Conn;
 use self::failure::failure;
 use self::reap::Children;
 use self::step::Steps;
+use self::view::View;
 
 /// Between SIGTERM and SIGKILL when the agent itself gets SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(5);
@@ -57,13 +61,17 @@ const THREAD_STACK_BYTES: usize = 128 << 10;
 pub(crate) struct Agent {
     pub children: Children,
     pub steps: Steps,
+    pub rest: hibernate::Rest,
     /// What is put back for commands: the agent itself takes as many descriptors as it may.
     pub descriptors: (u64, u64),
     /// Whether the agent is protected from running out of memory, which commands must not be.
     pub oom_protected: bool,
+    /// What programs see of the computer's share.
+    pub view: View,
 }
 
-/// Serves until the computer ends; returns the agent's exit code.
+/// Serves until the computer ends; returns the agent's exit code. The environment says what the husk left for it:
+/// `DEN_CALLS` (descriptor 4 is where calls arrive), `DEN_COUNTER` (where the disk is counted, below a sysfs).
 pub fn main() -> i32 {
     if std::process::id() != 1 {
         // Ending everything inside means kill(-1): outside a pid namespace of its own that is the host.
@@ -78,12 +86,16 @@ pub fn main() -> i32 {
             return 2;
         }
     };
+    let calls = std::env::var_os("DEN_CALLS").and_then(|_| den_sys::spawn::take_descriptor(4).ok());
+    let counter = std::env::var("DEN_COUNTER").ok();
     rustix::process::umask(rustix::fs::Mode::empty());
     let agent = Rc::new(Agent {
         children: Children::default(),
         steps: Steps::default(),
+        rest: hibernate::Rest::default(),
         descriptors: raise_descriptors(),
         oom_protected: std::fs::read("/proc/self/oom_score_adj").is_ok_and(|text| text.starts_with(b"-")),
+        view: View::new(calls, counter),
     });
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -115,34 +127,71 @@ fn raise_descriptors() -> (u64, u64) {
 }
 
 async fn serve(agent: Rc<Agent>, listener: StdListener) -> i32 {
-    let Ok(listener) = UnixListener::from_std(listener) else { return 2 };
+    let Ok(mut listener) = UnixListener::from_std(listener) else { return 2 };
     if !reap::start(&agent) {
         return 2;
     }
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            next = agent.rest.next_listener() => {
+                listener = next;
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, _)) => {
                 let agent = agent.clone();
-                tokio::task::spawn_local(async move { handle(agent, Conn::new(stream)).await });
+                tokio::task::spawn_local(async move {
+                    let _guest = agent.rest.guest();
+                    handle(&agent, Conn::new(stream)).await;
+                });
             }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn handle(agent: Rc<Agent>, mut conn: Conn) {
-    let (request, descriptor) = match conn.request().await {
+async fn handle(agent: &Rc<Agent>, mut conn: Conn) {
+    // While it rests, anybody inside may come to its door.
+    if !conn.is_from_outside() {
+        return conn.answer(&Reply::Failed(failure(FailureKind::PermissionDenied, "only the host asks", None))).await;
+    }
+    let asked = tokio::select! {
+        biased;
+        asked = conn.request() => asked,
+        // Who has not said anything by then keeps it from nothing.
+        () = agent.rest.no_longer_heard() => return,
+    };
+    let (request, descriptor) = match asked {
         Ok(Some(request)) => request,
         Ok(None) => return,
         Err(kind) => return conn.answer(&Reply::Failed(failure(kind, "request", None))).await,
     };
     match request {
+        Request::Rest => hibernate::rest(agent, conn).await,
+        Request::Wake => hibernate::wake(agent, conn, descriptor).await,
+        request => tokio::select! {
+            biased;
+            () = operate(agent, conn, request, descriptor) => {}
+            // What goes on inside does so without it.
+            () = agent.rest.leaving() => {}
+        },
+    }
+}
+
+async fn operate(agent: &Rc<Agent>, mut conn: Conn, request: Request, descriptor: Beside) {
+    match request {
         Request::Hello { .. } => {
             let running = agent.steps.numbers();
             let hello = Hello { version: den_wire::VERSION, build: crate::BUILD.to_owned(), running };
             conn.answer(&Reply::Hello(hello)).await;
+            agent.view.begin();
         }
-        Request::Exec(request) => exec::exec(&agent, conn, request, descriptor).await,
+        Request::Exec(request) => {
+            agent.view.ready().await;
+            exec::exec(agent, conn, request, descriptor).await;
+        }
         Request::Attach { step } => match agent.steps.get(step) {
             Some(step) => step::attend(&step, conn, step::Stdin::Shared, None).await,
             None => conn.answer(&Reply::Failed(no_such_step(step))).await,
@@ -156,26 +205,41 @@ async fn handle(agent: Rc<Agent>, mut conn: Conn) {
         }
         Request::Shutdown { grace_ms } => {
             conn.answer(&Reply::Done).await;
-            reap::shut_down(&agent, Duration::from_millis(grace_ms)).await;
+            reap::shut_down(agent, Duration::from_millis(grace_ms)).await;
+        }
+        Request::Calls => {
+            agent.view.up(descriptor);
+            conn.answer(&Reply::Done).await;
+        }
+        Request::Relog { step } => {
+            let done = hibernate::relog(agent, step, descriptor);
+            conn.answer(&done.map_or_else(Reply::Failed, |()| Reply::Done)).await;
         }
         Request::Dial { port } => dial::dial(conn, port).await,
-        request => on_a_thread(conn, request).await,
+        request => on_a_thread(agent, conn, request).await,
     }
 }
 
 /// Runs a file operation, or a look at all processes, on a thread of its own.
-async fn on_a_thread(conn: Conn, request: Request) {
+async fn on_a_thread(agent: &Agent, conn: Conn, request: Request) {
     let Ok(blocking) = conn.into_blocking() else { return };
     let Ok(spare) = blocking.try_clone() else { return };
+    let busy = std::sync::Arc::new(agent.rest.threads().enter(spare));
+    let of_thread = busy.clone();
     let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
-    if let Err(error) = thread.spawn(move || match request {
-        Request::Ports => ports::run(blocking),
-        Request::Sync => sync::run(blocking),
-        request => files::run(request, blocking),
+    if let Err(error) = thread.spawn(move || {
+        match request {
+            Request::Ports => ports::run(blocking),
+            Request::Sync => sync::run(blocking),
+            request => files::run(request, blocking),
+        }
+        drop(of_thread);
     }) {
         let reply = Reply::Failed(failure(FailureKind::NoProcesses, "thread", error.raw_os_error()));
         // Short enough for the empty buffer of a socket that nothing was sent on.
-        let _ = rustix::net::send(spare.as_fd(), &den_wire::frame::message_bytes(&reply), SEND_NOW);
+        busy.with_socket(|socket| {
+            let _ = rustix::net::send(socket.as_fd(), &den_wire::frame::message_bytes(&reply), SEND_NOW);
+        });
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::log::LogWriter;
-use super::step::{Status, Step};
+use super::step::{LogTurn, Status, Step};
 use super::{Agent, session};
 
 /// How long after the end of its first process a step waits for pipes that others hold.
@@ -82,6 +82,8 @@ enum Phase {
 }
 
 enum Event {
+    /// The agent goes to rest, or goes on.
+    Log,
     Readable(usize),
     Reaped(Option<WaitStatus>),
     Alarm,
@@ -106,15 +108,25 @@ pub async fn pump(
     let mut spent = Vec::new();
     let alarm = sleep_until(Instant::now() + timeout.unwrap_or(NEVER).min(NEVER));
     tokio::pin!(alarm);
+    let mut turn = step.log.subscribe();
+    let mut open = true;
 
-    while phase != Phase::Draining || sources.iter().any(Option::is_some) {
+    while phase != Phase::Draining || !open || sources.iter().any(Option::is_some) {
         let event = tokio::select! {
-            () = readable(&sources[0]) => Event::Readable(0),
-            () = readable(&sources[1]) => Event::Readable(1),
+            () = readable(&sources[0]), if open => Event::Readable(0),
+            () = readable(&sources[1]), if open => Event::Readable(1),
+            _ = turn.changed() => Event::Log,
             status = &mut ended, if end.is_none() => Event::Reaped(status.ok()),
             () = &mut alarm => Event::Alarm,
         };
         match event {
+            Event::Log => {
+                open = sink.log_turn(&step);
+                turn.mark_unchanged();
+                if open && phase == Phase::Draining {
+                    alarm.as_mut().reset(Instant::now() + EXIT_DRAIN);
+                }
+            }
             Event::Readable(which) => {
                 let Some(source) = &sources[which] else { continue };
                 let took = sink.take(source);
@@ -175,7 +187,8 @@ pub async fn pump(
                         session::signal(step.pid, libc::SIGCONT);
                         Phase::Ending(now + TIMEOUT_GRACE)
                     }
-                    Phase::Draining => break,
+                    Phase::Draining if open => break,
+                    Phase::Draining => Phase::Draining,
                     ending if gone(ending) => Phase::Draining,
                     Phase::Ending(at) if now < at => Phase::Ending(at),
                     Phase::Ending(_) => {
@@ -189,7 +202,8 @@ pub async fn pump(
                     }
                 };
                 if phase == Phase::Draining {
-                    next = now + EXIT_DRAIN;
+                    // Without its log there is nothing to be done but to wait for it.
+                    next = now + if open { EXIT_DRAIN } else { NEVER };
                 } else if phase == Phase::Running {
                     next = now + NEVER;
                 }
@@ -261,6 +275,27 @@ struct Sink {
 }
 
 impl Sink {
+    /// Does what it is told about the log; whether it may be written.
+    fn log_turn(&mut self, step: &Step) -> bool {
+        let mut open = true;
+        step.log.send_modify(|turn| match turn {
+            LogTurn::LetGo => {
+                self.log.let_go();
+                *turn = LogTurn::Gone;
+                open = false;
+            }
+            LogTurn::GoOn(file) => {
+                if let Some(file) = file.take() {
+                    self.log.go_on(file);
+                }
+                *turn = LogTurn::Open;
+            }
+            LogTurn::Gone => open = false,
+            LogTurn::Open => {}
+        });
+        open
+    }
+
     /// Takes what is at hand, up to a buffer full, into one record.
     fn take(&mut self, source: &Source) -> Took {
         let mut filled = RECORD_HEAD_BYTES;

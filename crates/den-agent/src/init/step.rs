@@ -64,10 +64,23 @@ impl Steps {
             status: watch::Sender::new(Status::default()),
             input: RefCell::new(input),
             input_closed: Notify::new(),
+            log: watch::Sender::new(LogTurn::Open),
             attended: self.attended.clone(),
         });
         self.running.borrow_mut().insert(number, step.clone());
         step
+    }
+
+    /// Has all of them let go of their logs.
+    pub fn let_go(&self) {
+        for step in self.running.borrow().values() {
+            step.log.send_replace(LogTurn::LetGo);
+        }
+    }
+
+    /// Whether all of them have.
+    pub fn have_let_go(&self) -> bool {
+        self.running.borrow().values().all(|step| matches!(*step.log.borrow(), LogTurn::Gone))
     }
 
     /// Ends one: tells its connections and forgets it.
@@ -105,6 +118,18 @@ impl Status {
     }
 }
 
+/// Whose turn it is with a step's log.
+pub enum LogTurn {
+    /// The pump writes it.
+    Open,
+    /// The pump is to let go of it.
+    LetGo,
+    /// It has: output waits in the pipes.
+    Gone,
+    /// The pump is to go on in this file.
+    GoOn(Option<OwnedFd>),
+}
+
 /// Our side of a standard input.
 #[derive(Clone)]
 pub enum InputSide {
@@ -123,12 +148,27 @@ pub struct Step {
     pub reaped: Cell<bool>,
     /// For its connections.
     pub status: watch::Sender<Status>,
+    /// Between the pump and an agent that rests.
+    pub log: watch::Sender<LogTurn>,
     input: RefCell<Option<InputSide>>,
     input_closed: Notify,
     attended: Rc<Cell<usize>>,
 }
 
 impl Step {
+    /// Gives it its log again. `false` where it has one.
+    pub fn relog(&self, file: OwnedFd) -> bool {
+        self.log.send_if_modified(|turn| {
+            *turn = match turn {
+                LogTurn::Gone => LogTurn::GoOn(Some(file)),
+                // Told, and not done yet.
+                LogTurn::LetGo => LogTurn::Open,
+                LogTurn::Open | LogTurn::GoOn(_) => return false,
+            };
+            true
+        })
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32, scope: SignalScope) -> Outcome<()> {
         if !(1..=SIGNAL_MAX).contains(&signal) {

@@ -23,7 +23,7 @@ use super::conn::Blocking;
 const MOUNTS_MAX: usize = 4096;
 
 /// File systems that hold no bytes of their own.
-const IN_MEMORY: [&str; 21] = [
+const IN_MEMORY: [&str; 22] = [
     "autofs",
     "binfmt_misc",
     "bpf",
@@ -34,6 +34,7 @@ const IN_MEMORY: [&str; 21] = [
     "devpts",
     "devtmpfs",
     "efivarfs",
+    "fuse.den",
     "fusectl",
     "hugetlbfs",
     "mqueue",

@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 use den_sys::cgroup::Cgroups;
 use den_sys::clone::{self, Cloned};
 use den_sys::mount::Detached;
-use den_sys::seccomp::Filter;
+use den_sys::seccomp::Filters;
 use den_sys::{SysError, creds, failpoint, socket};
+use den_wire::launcher::pool_cgroup_name;
 
 use super::cell::{self, Parts};
 use super::husk;
@@ -59,6 +60,9 @@ pub(super) enum Order {
         /// First of these ids.
         #[n(2)]
         base: u32,
+        /// Its cgroup lies below that of this pool; 0: of none.
+        #[n(3)]
+        pool: u64,
     },
     /// No trace of what had this number.
     #[n(1)]
@@ -69,7 +73,13 @@ pub(super) enum Order {
         /// The slot that is free afterwards.
         #[n(1)]
         slot: Option<u32>,
+        /// Its cgroup lies below that of this pool; 0: of none.
+        #[n(2)]
+        pool: u64,
     },
+    /// No trace of a pool that nothing is in.
+    #[n(2)]
+    UnmakePool(#[n(0)] u64),
 }
 
 /// What the builder answers.
@@ -99,6 +109,8 @@ pub(super) enum News {
         sequence: u64,
         /// The cell's.
         slot: u32,
+        /// The cell's.
+        pool: u64,
         /// Its first process.
         pid: i32,
         /// The same.
@@ -110,6 +122,8 @@ pub(super) enum News {
     Failed {
         /// The cell's.
         slot: u32,
+        /// The cell's.
+        pool: u64,
         /// Why.
         error: SysError,
     },
@@ -129,7 +143,7 @@ pub(super) struct Tools {
     /// Where links end.
     pub net: GateNet,
     /// What a computer may not call.
-    pub filter: Filter,
+    pub filters: Filters,
     /// Held by launcher and builder: free once both are gone.
     pub lock: fs::File,
 }
@@ -168,6 +182,12 @@ impl Builder {
     /// Husks that are ordered and not there yet.
     pub(super) fn husks(&self) -> u32 {
         self.queue.iter().chain(&self.sent).filter(|order| matches!(order, Order::Build { .. })).count() as u32
+    }
+
+    /// Those of them that are for a pool.
+    pub(super) fn husks_of(&self, pool: u64) -> u32 {
+        let of_it = |order: &&Order| matches!(order, Order::Build { pool: its, .. } if *its == pool);
+        self.queue.iter().chain(&self.sent).filter(of_it).count() as u32
     }
 
     /// Whether all orders are answered.
@@ -243,8 +263,8 @@ impl Builder {
         self.connection = None;
         while let Some(order) = self.sent.pop_back() {
             self.queue.push_front(match order {
-                Order::Build { sequence, slot, .. } => Order::Unmake { sequence, slot: Some(slot) },
-                unmake @ Order::Unmake { .. } => unmake,
+                Order::Build { sequence, slot, pool, .. } => Order::Unmake { sequence, slot: Some(slot), pool },
+                unmake => unmake,
             });
         }
     }
@@ -252,15 +272,16 @@ impl Builder {
 
 fn understand(order: Order, answer: Answer, fds: Vec<OwnedFd>) -> Option<News> {
     match (order, answer) {
-        (Order::Build { sequence, slot, .. }, Answer::Built(pid)) => {
+        (Order::Build { sequence, slot, pool, .. }, Answer::Built(pid)) => {
             let [pidfd, socket, namespace, dev] = fds.try_into().ok()?;
             let parts = Parts { socket, namespace, dev: Detached::from_fd(dev) };
-            Some(News::Built { sequence, slot, pid, pidfd, parts })
+            Some(News::Built { sequence, slot, pool, pid, pidfd, parts })
         }
-        (Order::Build { slot, .. }, Answer::Failed { about, errno }) => {
-            Some(News::Failed { slot, error: SysError::new("husk", about, errno) })
+        (Order::Build { slot, pool, .. }, Answer::Failed { about, errno }) => {
+            Some(News::Failed { slot, pool, error: SysError::new("husk", about, errno) })
         }
         (Order::Unmake { slot, .. }, Answer::Unmade) => Some(News::Unmade { slot }),
+        (Order::UnmakePool(_), Answer::Unmade) => Some(News::Unmade { slot: None }),
         _ => None,
     }
 }
@@ -309,33 +330,48 @@ fn serve(tools: &Tools, connection: &OwnedFd) -> Result<(), SysError> {
             socket::send(connection, &bytes, fds)
         };
         match order {
-            Order::Build { sequence, base, .. } => match build(tools, &links, sequence, base) {
+            Order::Build { sequence, base, pool, .. } => match build(tools, &links, sequence, base, pool) {
                 Ok((husk, pidfd)) => {
                     let Parts { socket, namespace, dev } = &husk.parts;
                     let fds = [pidfd.as_fd(), socket.as_fd(), namespace.as_fd(), dev.as_fd()];
                     answer(&Answer::Built(husk.pid), &fds)?;
                 }
                 Err(error) => {
-                    unmake(tools, &links, sequence);
+                    unmake(tools, &links, sequence, pool);
                     let mut about = format!("{} {}", error.call, error.about);
                     about.truncate(about.floor_char_boundary(MESSAGE_BYTES_MAX / 2));
                     answer(&Answer::Failed { about, errno: error.errno }, &[])?;
                 }
             },
-            Order::Unmake { sequence, .. } => {
+            Order::Unmake { sequence, pool, .. } => {
                 failpoint::hit("builder.unmake");
-                unmake(tools, &links, sequence);
+                unmake(tools, &links, sequence, pool);
+                answer(&Answer::Unmade, &[])?;
+            }
+            Order::UnmakePool(pool) => {
+                failpoint::hit("builder.unmake_pool");
+                remove_cgroup(&tools.cgroups, &pool_cgroup_name(pool));
                 answer(&Answer::Unmade, &[])?;
             }
         }
     }
 }
 
-fn build(tools: &Tools, links: &Links, sequence: u64, base: u32) -> Result<(husk::Started, OwnedFd), SysError> {
-    let cgroup = cell::cgroup_name(sequence);
+fn build(
+    tools: &Tools,
+    links: &Links,
+    sequence: u64,
+    base: u32,
+    pool: u64,
+) -> Result<(husk::Started, OwnedFd), SysError> {
+    let cgroup = cell::cgroup_name(pool, sequence);
+    if pool != 0 {
+        tools.cgroups.create_parent(&pool_cgroup_name(pool))?;
+        failpoint::hit("builder.pool");
+    }
     tools.cgroups.create(&cgroup, base)?;
     failpoint::hit("builder.cgroup");
-    let husk = husk::start(base, &tools.cgroups.door(&cgroup)?, &tools.filter)?;
+    let husk = husk::start(base, &tools.cgroups.door(&cgroup)?, &tools.filters)?;
     failpoint::hit("builder.cloned");
     let pidfd = clone::pidfd(husk.pid)?;
     links.connect(sequence, husk.pid)?;
@@ -349,11 +385,11 @@ fn build(tools: &Tools, links: &Links, sequence: u64, base: u32) -> Result<(husk
 }
 
 /// Takes away what is left of a cell, and ends what still lives in it.
-fn unmake(tools: &Tools, links: &Links, sequence: u64) {
+fn unmake(tools: &Tools, links: &Links, sequence: u64, pool: u64) {
     if let Err(error) = links.disconnect(sequence) {
         eprintln!("warning: {error}");
     }
-    remove_cgroup(&tools.cgroups, &cell::cgroup_name(sequence));
+    remove_cgroup(&tools.cgroups, &cell::cgroup_name(pool, sequence));
 }
 
 /// Removes a cgroup; processes in it are killed.

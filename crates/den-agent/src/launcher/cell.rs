@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use den_sys::SysError;
 use den_sys::mount::Detached;
+pub(super) use den_wire::launcher::cgroup_name;
 
 use super::ids::ids;
 
@@ -14,6 +15,10 @@ use super::ids::ids;
 pub(super) struct Cell {
     /// Counts cells of this RUN; names the cgroup and the link.
     pub sequence: u64,
+    /// Which pool's; 0: the house's own.
+    pub pool: u64,
+    /// Thousandths of a CPU that it may use, once it is a computer.
+    pub cpu_milli: u32,
     /// Which range of host ids.
     pub slot: Option<u32>,
     /// PID 1, as the host counts.
@@ -63,7 +68,7 @@ pub(super) struct Parts {
 impl Cell {
     /// Name of its cgroup.
     pub(super) fn cgroup(&self) -> String {
-        cgroup_name(self.sequence)
+        cgroup_name(self.pool, self.sequence)
     }
 
     /// The computer in it.
@@ -75,14 +80,14 @@ impl Cell {
     }
 }
 
-/// Name of the cgroup of a sequence number.
-pub(super) fn cgroup_name(sequence: u64) -> String {
-    format!("c{sequence}")
-}
-
-/// The sequence number in a cgroup's name.
+/// The sequence number in a cell's cgroup's name, the pool's left out.
 pub(super) fn parse_cgroup_name(name: &str) -> Option<u64> {
     name.strip_prefix('c')?.parse().ok()
+}
+
+/// The number in a pool's cgroup's name.
+pub(super) fn parse_pool_name(name: &str) -> Option<u64> {
+    name.strip_prefix('p')?.parse().ok().filter(|pool| *pool != 0)
 }
 
 /// Numbers of cells. None is given out twice in one RUN while its folder is kept, whatever is killed: a
@@ -182,6 +187,10 @@ pub(super) struct Record {
     pub sequence: u64,
     /// The cell's.
     pub slot: u32,
+    /// The cell's; 0 in one of before there were pools.
+    pub pool: u64,
+    /// The cell's; none in one of before there were pools.
+    pub cpu_milli: Option<u32>,
 }
 
 impl Record {
@@ -192,7 +201,8 @@ impl Record {
     /// Writes it, whole or not at all.
     pub(super) fn write(&self, home: &Path) -> Result<(), SysError> {
         let (path, half) = (Self::path(home), home.join("init.half"));
-        let text = format!("{} {} {} {}\n", self.pid, self.started, self.sequence, self.slot);
+        let Self { pid, started, sequence, slot, pool, cpu_milli } = self;
+        let text = format!("{pid} {started} {sequence} {slot} {pool} {}\n", cpu_milli.unwrap_or(0));
         fs::write(&half, text).map_err(|error| SysError::io("write", &half, &error))?;
         fs::rename(&half, &path).map_err(|error| SysError::io("rename", &path, &error))
     }
@@ -206,6 +216,8 @@ impl Record {
             started: words.next()?.parse().ok()?,
             sequence: words.next()?.parse().ok()?,
             slot: words.next()?.parse().ok()?,
+            pool: words.next().map_or(Some(0), |word| word.parse().ok())?,
+            cpu_milli: words.next().and_then(|word| word.parse().ok()).filter(|milli| *milli != 0),
         })
     }
 }

@@ -17,16 +17,17 @@
 //! inotify instances and the like are counted against the owner, so one computer cannot use up
 //! everybody's. The builder clones both as siblings: the launcher is their parent and collects them.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use den_sys::SysError;
-use den_sys::cgroup::Door;
+use den_sys::cgroup::{self, Door};
 use den_sys::clone::{self, Cloned};
 use den_sys::creds::{self, EffectiveIds};
 use den_sys::mount::{self, Access, Detached};
-use den_sys::seccomp::Filter;
+use den_sys::seccomp::Filters;
 use den_sys::socket;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
@@ -58,6 +59,9 @@ const HELPER_SECONDS: u64 = 5;
 /// Where the husk's own socket lies; what it opens comes after.
 const SOCKET: i32 = 3;
 
+/// Where the agent finds the calls that it is to answer, if it is.
+const CALLS: i32 = 4;
+
 /// Devices of a computer.
 const DEVICES: [(&str, u32, u32); 8] = [
     ("null", 1, 3),
@@ -81,6 +85,9 @@ pub(super) struct Take {
     pub shm_bytes: u64,
     #[n(2)]
     pub volumes: Vec<String>,
+    /// Where its disk is counted, below a sysfs; empty where it is not.
+    #[n(3)]
+    pub counter: String,
 }
 
 /// What a husk says when it is parked.
@@ -94,15 +101,15 @@ pub(super) struct Started {
 
 /// Clones helper and husk into the cgroup behind `door`, as siblings of this process. The husk waits
 /// for [`go`] before it does anything.
-pub(super) fn start(base: u32, door: &Door, filter: &Filter) -> Result<Started, SysError> {
-    let dev = make_dev(base)?;
+pub(super) fn start(base: u32, door: &Door, filters: &Filters) -> Result<Started, SysError> {
+    let dev = make_dev(base, None)?;
     let (ours, theirs) = socket::packet_pair()?;
     let owner = EffectiveIds::become_owner(base)?;
     let helper = match clone::clone_into(clone::USER_NAMESPACE | clone::SIBLING, door.unified())? {
         Cloned::Parent(helper) => helper,
         Cloned::Child => {
             std::mem::forget(owner);
-            run_helper(theirs, door, filter)
+            run_helper(theirs, door, filters)
         }
     };
     drop(owner);
@@ -156,10 +163,11 @@ fn fail(socket: BorrowedFd<'_>, error: &SysError) -> ! {
     clone::exit_now(1)
 }
 
-fn run_helper(socket: OwnedFd, door: &Door, filter: &Filter) -> ! {
+fn run_helper(socket: OwnedFd, door: &Door, filters: &Filters) -> ! {
     if let Err(error) = door.enter() {
         fail(socket.as_fd(), &error);
     }
+    let own = door.unified().is_some();
     // Everything else that the builder has open is closed here: a copy of another husk's socket
     // would keep it from noticing the launcher's end.
     if clone::place(socket.as_fd(), SOCKET).is_err() {
@@ -168,13 +176,14 @@ fn run_helper(socket: OwnedFd, door: &Door, filter: &Filter) -> ! {
     std::mem::forget(socket);
     clone::close_from(SOCKET as u32 + 1);
     let socket = mount::adopt(SOCKET);
-    match help(&socket, filter) {
+    match help(&socket, own, filters) {
         Ok(()) => clone::exit_now(0),
         Err(error) => fail(socket.as_fd(), &error),
     }
 }
 
-fn help(socket: &OwnedFd, filter: &Filter) -> Result<(), SysError> {
+/// `own`: whether the husk has a cgroup of its own in v2.
+fn help(socket: &OwnedFd, own: bool, filters: &Filters) -> Result<(), SysError> {
     let mut message = [0_u8; 16];
     if socket::receive(socket, &mut message, &mut Vec::new())? == 0 {
         return Err(SysError::new("helper", "no launcher", 0));
@@ -186,7 +195,7 @@ fn help(socket: &OwnedFd, filter: &Filter) -> Result<(), SysError> {
     }
     let husk = match clone::clone(clone::COMPUTER_NAMESPACES | clone::SIBLING)? {
         Cloned::Parent(husk) => husk,
-        Cloned::Child => run_husk(filter),
+        Cloned::Child => run_husk(own, filters),
     };
     let map = format!("0 0 {}\n", ids().per_slot);
     let introduced = write_proc(&format!("/proc/{}/uid_map", husk.pid), &map)
@@ -201,14 +210,14 @@ fn help(socket: &OwnedFd, filter: &Filter) -> Result<(), SysError> {
     Ok(())
 }
 
-fn run_husk(filter: &Filter) -> ! {
+fn run_husk(own: bool, filters: &Filters) -> ! {
     let socket = mount::adopt(SOCKET);
-    let Err(error) = live(&socket, filter);
+    let Err(error) = live(&socket, own, filters);
     fail(socket.as_fd(), &error)
 }
 
 /// The husk's life. Returns only with a failure; when the launcher ends, so does a parked husk.
-fn live(socket: &OwnedFd, filter: &Filter) -> Result<std::convert::Infallible, SysError> {
+fn live(socket: &OwnedFd, own: bool, filters: &Filters) -> Result<std::convert::Infallible, SysError> {
     let mut message = vec![0_u8; 16 << 10];
     if socket::receive(socket, &mut message, &mut Vec::new())? == 0 {
         clone::exit_now(0);
@@ -217,7 +226,7 @@ fn live(socket: &OwnedFd, filter: &Filter) -> Result<std::convert::Infallible, S
     rustix::process::setsid().map_err(SysError::rustix("setsid", ""))?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     mount::propagate_root(MountPropagationFlags::PRIVATE)?;
-    let parts = Prepared::new()?;
+    let parts = Prepared::new(own)?;
     socket::send(socket, PARKED, &[])?;
     let mut fds = Vec::new();
     let length = socket::receive(socket, &mut message, &mut fds)?;
@@ -225,7 +234,7 @@ fn live(socket: &OwnedFd, filter: &Filter) -> Result<std::convert::Infallible, S
         clone::exit_now(0);
     }
     let take: Take = minicbor::decode(&message[..length]).map_err(|_| SysError::new("take", "malformed", 0))?;
-    become_computer(parts, &take, fds, filter)
+    become_computer(parts, &take, fds, filters)
 }
 
 /// Mounts that do not depend on the image.
@@ -241,7 +250,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new() -> Result<Self, SysError> {
+    fn new(own: bool) -> Result<Self, SysError> {
         let quiet =
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let new = mount::new_filesystem;
@@ -265,7 +274,8 @@ impl Prepared {
                 &[("mode", "0755"), ("size", RUN_BYTES)],
                 MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
             )?,
-            cgroup: new("cgroup2", &[], quiet).ok(),
+            // Of who has none of its own it would show the host's.
+            cgroup: if own { cgroup::new_unified().ok() } else { None },
         })
     }
 }
@@ -274,14 +284,14 @@ fn become_computer(
     parts: Prepared,
     take: &Take,
     fds: Vec<OwnedFd>,
-    filter: &Filter,
+    filters: &Filters,
 ) -> Result<std::convert::Infallible, SysError> {
     let mut fds = fds.into_iter();
     let mut next = |what: &'static str| fds.next().ok_or(SysError::new("take", what, 0));
     let root = Detached::from_fd(next("no root")?);
     let dev = Detached::from_fd(next("no /dev")?);
     let listener = next("no listener")?;
-    let agent = next("no agent")?;
+    let agent = Detached::from_fd(next("no agent")?);
     let volumes: Vec<Detached> = fds.map(Detached::from_fd).collect();
 
     // The working directory is an empty one that the launcher keeps for this.
@@ -310,6 +320,7 @@ fn become_computer(
     parts.mqueue.attach("dev/mqueue")?;
     parts.spare_proc.attach("dev/.den/proc")?;
     parts.spare_sys.attach("dev/.den/sys")?;
+    agent.attach("dev/.den/agent")?;
     parts.run.attach("run")?;
     show_boot_id()?;
     match rustix::fs::mkdir("run/lock", Mode::from_raw_mode(0o1777)) {
@@ -332,6 +343,8 @@ fn become_computer(
 
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, Mode::empty())
         .map_err(SysError::rustix("open", "/dev/null"))?;
+    // Uptime, and when processes began, by the computer's own start. A kernel that has no such thing shows the host's.
+    let _ = clone::begin_time(parts.proc.as_fd());
     creds::drop_bounding()?;
     // The socket moves away from the listener's number; it closes when the agent is executed.
     let socket = mount::adopt(SOCKET);
@@ -339,20 +352,26 @@ fn become_computer(
     for number in 0..3 {
         clone::place(null.as_fd(), number)?;
     }
+    // So that it is at neither of the two numbers.
+    let agent = rustix::io::fcntl_dupfd_cloexec(&agent, 10).map_err(SysError::rustix("fcntl(DUPFD)", ""))?;
     clone::place(listener.as_fd(), SOCKET)?;
-    let error = match filter.install() {
-        Err(error) => error,
-        Ok(()) => clone::exec_fd(
-            agent.as_fd(),
-            &[c"den-agent", c"init"],
-            &[
-                c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                c"HOME=/root",
-                c"LANG=C.UTF-8",
-                c"container=den",
-            ],
-        ),
-    };
+    clone::ignore_faults();
+    let counter = CString::new(format!("DEN_COUNTER={}", take.counter)).unwrap_or_default();
+    let mut environment = vec![
+        c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        c"HOME=/root",
+        c"LANG=C.UTF-8",
+        c"container=den",
+    ];
+    if !take.counter.is_empty() {
+        environment.push(&counter);
+    }
+    match filters.install().and_then(|calls| calls.map(|calls| clone::place(calls.as_fd(), CALLS)).transpose()) {
+        Ok(Some(())) => environment.push(c"DEN_CALLS=4"),
+        Ok(None) => {}
+        Err(error) => fail(socket.as_fd(), &error),
+    }
+    let error = clone::exec_fd(agent.as_fd(), &[c"den-agent", c"init"], &environment);
     fail(socket.as_fd(), &error)
 }
 
@@ -386,14 +405,17 @@ fn attach_volume(volume: &Detached, path: &str) -> Result<(), SysError> {
 }
 
 /// A /dev of the host's making, so that it has real devices: root inside can make none.
-fn make_dev(base: u32) -> Result<Detached, SysError> {
+/// With the id of its boot, where it has one already.
+pub(crate) fn make_dev(base: u32, boot_id: Option<&str>) -> Result<Detached, SysError> {
     let owner = base.to_string();
     let options =
         [("size", "1m"), ("nr_inodes", "4096"), ("mode", "755"), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    // As what is bound from it: inside, nobody may change how times of access are kept, CRIU neither.
+    let noatime = MountAttrFlags::MOUNT_ATTR_NOATIME;
     let dev = mount::new_filesystem(
         "tmpfs",
         &options,
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC | noatime,
     )?;
     let own = |name: &str| {
         rustix::fs::chownat(&dev, name, Some(Uid::from_raw(base)), Some(Gid::from_raw(base)), AtFlags::SYMLINK_NOFOLLOW)
@@ -410,6 +432,16 @@ fn make_dev(base: u32) -> Result<Detached, SysError> {
     ] {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(mode)).map_err(SysError::rustix("mkdir", name))?;
         own(name)?;
+    }
+    let file = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(&dev, ".den/agent", file, Mode::from_raw_mode(0o555))
+        .map_err(SysError::rustix("create", ".den/agent"))?;
+    own(".den/agent")?;
+    if let Some(boot_id) = boot_id {
+        let made = rustix::fs::openat(&dev, ".den/boot_id", file, Mode::from_raw_mode(0o444))
+            .map_err(SysError::rustix("create", ".den/boot_id"))?;
+        rustix::io::write(&made, boot_id.as_bytes()).map_err(SysError::rustix("write", ".den/boot_id"))?;
+        own(".den/boot_id")?;
     }
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);

@@ -57,12 +57,12 @@ const SETTINGS: [(&str, &str); 11] = [
 ];
 
 /// The gate's network namespace.
-pub(super) struct GateNet(OwnedFd);
+pub(crate) struct GateNet(OwnedFd);
 
 impl GateNet {
     /// Finds the namespace that is held at `at`, or makes it and holds it there; then sets it up.
     /// To be called in the host's mount namespace, where `at` shall be visible.
-    pub(super) fn open(at: &Path) -> Result<Self, SysError> {
+    pub(crate) fn open(at: &Path) -> Result<Self, SysError> {
         let host = open_namespace(OWN)?;
         let kept = open_namespace(at).ok().filter(|kept| clone::enter_network(kept.as_fd()).is_ok());
         let made = match kept {
@@ -79,7 +79,7 @@ impl GateNet {
     }
 
     /// A socket in it.
-    pub(super) fn links(&self) -> Result<Links, SysError> {
+    pub(crate) fn links(&self) -> Result<Links, SysError> {
         let host = open_namespace(OWN)?;
         clone::enter_network(self.0.as_fd())?;
         let socket = Netlink::open();
@@ -115,11 +115,11 @@ fn set_up_gate() -> Result<(), SysError> {
 }
 
 /// Makes and unmakes links.
-pub(super) struct Links(Netlink);
+pub(crate) struct Links(Netlink);
 
 impl Links {
     /// Gives the network namespace of process `pid` its link.
-    pub(super) fn connect(&self, sequence: u64, pid: i32) -> Result<(), SysError> {
+    pub(crate) fn connect(&self, sequence: u64, pid: i32) -> Result<(), SysError> {
         let index = u32::try_from(INDEX_FIRST + sequence)
             .ok()
             .filter(|index| *index <= i32::MAX as u32)
@@ -147,7 +147,7 @@ fn link_name(sequence: u64) -> String {
 }
 
 /// The inner end, by the husk itself: the loopback, `eth0`, and the way out.
-pub(super) fn set_up_inside() -> Result<(), SysError> {
+pub(crate) fn set_up_inside() -> Result<(), SysError> {
     // So that everybody may `ping`, as on most distributions. A kernel that refuses it leaves ping to root.
     let _ = fs::write("/proc/sys/net/ipv4/ping_group_range", format!("0 {}", ids().per_slot - 1));
     // The gate is the only peer, and a veth has no queue to spare: the host's `bbr` would have each packet wait

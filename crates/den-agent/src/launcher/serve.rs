@@ -1,14 +1,17 @@
 //! The launcher's loop: requests in, cells through their phases.
 
+mod herd;
+mod revived;
+
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use den_sys::cgroup::{Cgroups, Limits};
+use den_sys::cgroup::Cgroups;
 use den_sys::mount::{self, Access, Detached, LayersBy, OverlayPlan};
-use den_sys::seccomp::Filter;
+use den_sys::seccomp::Filters;
 use den_sys::{SysError, cgroup, clone, failpoint, socket};
 use den_wire::launcher::{Create, PACKET_BYTES_MAX, Reply, Request, Usage};
 use rustix::event::epoll;
@@ -20,6 +23,8 @@ use super::cell::{self, Cell, Parts, Phase, Record, Sequences, Slots};
 use super::husk::{self, Take};
 use super::ids::ids;
 use super::net::GateNet;
+use super::pools::Herds;
+use super::shown::Shown;
 
 /// Husks that are kept ready until `serve` says otherwise.
 const POOL_DEFAULT: u32 = 0;
@@ -47,17 +52,18 @@ pub(super) struct Launcher {
     tools: Tools,
     builder: Builder,
     layers_by: LayersBy,
+    shown: Shown,
     slots: Slots,
     sequences: Sequences,
     cells: HashMap<u64, Cell>,
     by_id: HashMap<String, u64>,
-    parked: VecDeque<u64>,
-    building: u32,
+    herds: Herds,
     waiting: VecDeque<(u64, Create)>,
     clients: HashMap<u64, OwnedFd>,
     /// Clients that did not take the whole list of computers at once, and what is still to come.
     introducing: HashMap<u64, Vec<u64>>,
-    agents: HashMap<String, OwnedFd>,
+    /// Places for computers that are being read back from a disk, by id.
+    reserved: HashMap<String, revived::Reserved>,
     next_client: u64,
     pool: u32,
     last_create: Instant,
@@ -119,19 +125,19 @@ impl Launcher {
             run,
             epoll,
             listener,
-            tools: Tools { cgroups, net, filter: Filter::of_a_computer(), lock: lock_of_builder },
+            tools: Tools { cgroups, net, filters: Filters::of_a_computer(), lock: lock_of_builder },
             builder: Builder::new(),
             layers_by,
+            shown: Shown::default(),
             slots,
             sequences,
             cells: HashMap::new(),
             by_id: HashMap::new(),
-            parked: VecDeque::new(),
-            building: 0,
+            herds: Herds::new(),
             waiting: VecDeque::new(),
             clients: HashMap::new(),
             introducing: HashMap::new(),
-            agents: HashMap::new(),
+            reserved: HashMap::new(),
             next_client: 1,
             pool: POOL_DEFAULT,
             last_create: Instant::now(),
@@ -162,30 +168,35 @@ impl Launcher {
             self.slots.claim(record.slot);
             self.sequences.seen(record.sequence);
             self.by_id.insert(id.clone(), record.sequence);
-            self.cells.insert(
-                record.sequence,
-                Cell {
-                    sequence: record.sequence,
-                    slot: Some(record.slot),
-                    pid: record.pid,
-                    pidfd,
-                    phase: Phase::Running { id, waiting: Vec::new() },
-                },
-            );
+            let Record { pid, sequence, slot, pool, cpu_milli, .. } = record;
+            let held_to = || self.tools.cgroups.cpu_limit(&cell::cgroup_name(pool, sequence)).unwrap_or(1000);
+            let cpu_milli = cpu_milli.unwrap_or_else(held_to);
+            let phase = Phase::Running { id, waiting: Vec::new() };
+            self.cells.insert(sequence, Cell { sequence, pool, cpu_milli, slot: Some(slot), pid, pidfd, phase });
+            self.herds.of(pool).computers += 1;
         }
         for name in self.tools.cgroups.list() {
-            match cell::parse_cgroup_name(&name) {
-                Some(sequence) => {
-                    self.sequences.seen(sequence);
-                    if !self.cells.contains_key(&sequence) {
-                        self.tools.cgroups.kill(&name);
-                        self.builder.order(Order::Unmake { sequence, slot: None });
-                    }
+            match (cell::parse_cgroup_name(&name), cell::parse_pool_name(&name)) {
+                (Some(sequence), _) => self.adopt_cgroup(0, sequence),
+                (_, Some(pool)) => {
+                    self.herds.of(pool).made = true;
+                    let inside = self.tools.cgroups.list_in(&name);
+                    let cells: Vec<u64> = inside.iter().filter_map(|name| cell::parse_cgroup_name(name)).collect();
+                    cells.into_iter().for_each(|sequence| self.adopt_cgroup(pool, sequence));
                 }
-                None => builder::remove_cgroup(&self.tools.cgroups, &name),
+                _ => builder::remove_cgroup(&self.tools.cgroups, &name),
             }
         }
         Ok(())
+    }
+
+    /// The cgroup of a cell: what has no computer in it goes.
+    fn adopt_cgroup(&mut self, pool: u64, sequence: u64) {
+        self.sequences.seen(sequence);
+        if !self.cells.contains_key(&sequence) {
+            self.tools.cgroups.kill(&cell::cgroup_name(pool, sequence));
+            self.builder.order(Order::Unmake { sequence, slot: None, pool });
+        }
     }
 
     /// Serves until it is told to exit.
@@ -224,49 +235,6 @@ impl Launcher {
         }
     }
 
-    /// Orders husks if some are wanted now; returns how long the loop may sleep.
-    fn refill(&mut self) -> Option<Duration> {
-        loop {
-            let ordered = self.builder.husks();
-            let ready = self.parked.len() as u32 + self.building + ordered;
-            let wanted = self.pool + self.waiting.len() as u32;
-            if self.exit.is_some() || ready >= wanted || ordered >= BUILDS_AHEAD {
-                return None;
-            }
-            if let Some(failure) = self.last_failure
-                && failure.elapsed() < RETRY_AFTER
-            {
-                return Some(RETRY_AFTER - failure.elapsed());
-            }
-            let quiet = self.last_create.elapsed();
-            if self.waiting.is_empty() && ready > self.pool / 4 && quiet < REFILL_AFTER {
-                return Some(REFILL_AFTER - quiet);
-            }
-            match self.slots.take() {
-                Some(slot) => {
-                    let (sequence, base) = (self.sequences.take(), self.slots.base(slot));
-                    self.builder.order(Order::Build { sequence, slot, base });
-                }
-                None => {
-                    self.not_built(&SysError::new("slots", "all in use", rustix::io::Errno::AGAIN.raw_os_error()));
-                    return Some(RETRY_AFTER);
-                }
-            }
-        }
-    }
-
-    /// A husk could not be made.
-    fn not_built(&mut self, error: &SysError) {
-        eprintln!("warning: a husk could not be made: {error}");
-        self.last_failure = Some(Instant::now());
-        if self.parked.len() as u32 + self.building + self.builder.husks() == 0 {
-            // Nobody is left who could serve them.
-            for (client, _) in std::mem::take(&mut self.waiting) {
-                self.refuse(client, error);
-            }
-        }
-    }
-
     /// Sends the builder what it can take; returns how long the loop may sleep.
     fn tend(&mut self) -> Option<Duration> {
         self.builder.tend(&self.tools, |socket| watch(&self.epoll, socket, BUILDER))
@@ -275,26 +243,29 @@ impl Launcher {
     fn on_builder(&mut self) {
         while let Some(news) = self.builder.news() {
             match news {
-                News::Built { sequence, slot, pid, pidfd, parts } => {
+                News::Built { sequence, slot, pool, pid, pidfd, parts } => {
                     failpoint::hit("launcher.husk");
                     self.last_failure = None;
                     let watched = watch(&self.epoll, &parts.socket, SOCKET | sequence)
-                        .and_then(|()| watch(&self.epoll, &pidfd, PROCESS | sequence));
-                    if watched.is_err() || self.exit.is_some() {
+                        .and_then(|()| watch(&self.epoll, &pidfd, PROCESS | sequence))
+                        .and_then(|()| self.pool_is_made(pool));
+                    if watched.is_err() || self.exit.is_some() || self.herds.of(pool).leaving {
                         let _ = clone::kill(&pidfd);
                     }
                     if let Err(error) = watched {
-                        self.builder.order(Order::Unmake { sequence, slot: Some(slot) });
-                        self.not_built(&error);
+                        self.builder.order(Order::Unmake { sequence, slot: Some(slot), pool });
+                        self.not_built(pool, &error);
                         continue;
                     }
-                    self.building += 1;
+                    self.herds.of(pool).building += 1;
                     let phase = Phase::Building(parts);
-                    self.cells.insert(sequence, Cell { sequence, slot: Some(slot), pid, pidfd, phase });
+                    let cell = Cell { sequence, pool, cpu_milli: 0, slot: Some(slot), pid, pidfd, phase };
+                    self.cells.insert(sequence, cell);
                 }
-                News::Failed { slot, error } => {
+                News::Failed { slot, pool, error } => {
                     self.slots.give(slot);
-                    self.not_built(&error);
+                    self.not_built(pool, &error);
+                    self.let_go(pool);
                 }
                 News::Unmade { slot } => {
                     if let Some(slot) = slot {
@@ -334,6 +305,7 @@ impl Launcher {
         if length == 0 {
             self.clients.remove(&client);
             self.introducing.remove(&client);
+            self.abandon(client);
             self.waiting.retain(|(waiting, _)| *waiting != client);
             if self.clients.is_empty() {
                 self.thaw();
@@ -352,7 +324,7 @@ impl Launcher {
             if let Phase::Running { id, .. } = &cell.phase
                 && !cell::stands_still(&self.run.join("computers").join(id))
             {
-                self.tools.cgroups.thaw(&cell::cgroup_name(cell.sequence));
+                self.tools.cgroups.thaw(&cell.cgroup());
             }
         }
     }
@@ -360,6 +332,7 @@ impl Launcher {
     fn on_request(&mut self, client: u64, request: Request) {
         match request {
             Request::Hello { .. } => self.introduce(client),
+            Request::Husks => _ = self.answer(client, &self.hello(), None),
             Request::Create(create) => {
                 self.last_create = Instant::now();
                 if self.exit.is_some() {
@@ -374,7 +347,7 @@ impl Launcher {
                         client,
                         &SysError::new("create", "too many wait", rustix::io::Errno::AGAIN.raw_os_error()),
                     );
-                } else if let Some(sequence) = self.parked.pop_front() {
+                } else if let Some(sequence) = self.herds.of(create.pool).parked.pop_front() {
                     self.boot(sequence, client, create, true);
                 } else {
                     self.waiting.push_back((client, create));
@@ -399,25 +372,24 @@ impl Launcher {
                 }
             },
             Request::SetLimits { id, limits } => {
-                let done =
-                    self.cgroup_of(&id).and_then(|name| self.tools.cgroups.limit(&name, &cgroup_limits(&limits)));
-                match done {
-                    Ok(()) => _ = self.answer(client, &Reply::Done, None),
-                    Err(error) => self.refuse(client, &error),
-                }
+                let done = self.set_limits(&id, limits);
+                self.done_or_not(client, done);
             }
+            Request::Pools { pools } => {
+                let done = self.hold_pools(&pools);
+                self.done_or_not(client, done);
+            }
+            Request::Reserve { id, pool } => self.reserve(client, id, pool),
+            Request::Taken { id, pid, cpu_milli } => self.take(client, &id, pid as i32, cpu_milli),
             Request::Pool { target } => {
                 self.pool = target.min(ids().slots / 2);
                 self.last_create = Instant::now() - REFILL_AFTER;
-                while self.parked.len() as u32 > self.pool {
-                    let Some(sequence) = self.parked.pop_back() else { break };
-                    self.end_husk(sequence);
-                }
+                self.trim();
                 self.answer(client, &Reply::Done, None);
             }
-            Request::Usage { id } => match self.cgroup_of(&id) {
-                Ok(name) => {
-                    let usage = self.tools.cgroups.usage(&name);
+            Request::Usage { id } => match self.cell_of(&id) {
+                Ok(cell) => {
+                    let usage = self.tools.cgroups.usage(&cell.cgroup());
                     let usage = Usage {
                         cpu_us: usage.cpu_us,
                         memory_bytes: usage.memory_bytes,
@@ -429,7 +401,7 @@ impl Launcher {
                 Err(error) => self.refuse(client, &error),
             },
             Request::Exit => {
-                if !self.by_id.is_empty() || !self.waiting.is_empty() {
+                if !self.by_id.is_empty() || !self.waiting.is_empty() || !self.reserved.is_empty() {
                     let busy = rustix::io::Errno::BUSY.raw_os_error();
                     self.refuse(client, &SysError::new("exit", format!("{} computers run", self.by_id.len()), busy));
                     return;
@@ -443,10 +415,12 @@ impl Launcher {
         }
     }
 
+    fn hello(&self) -> Reply {
+        Reply::Hello { version: den_wire::VERSION, pid: std::process::id(), husks: self.herds.parked() as u32 }
+    }
+
     fn introduce(&mut self, client: u64) {
-        let hello =
-            Reply::Hello { version: den_wire::VERSION, pid: std::process::id(), husks: self.parked.len() as u32 };
-        self.answer(client, &hello, None);
+        self.answer(client, &self.hello(), None);
         self.introduce_rest(client, self.by_id.values().copied().collect());
     }
 
@@ -457,7 +431,8 @@ impl Launcher {
             if let Some(cell) = self.cells.get(sequence)
                 && let Some(id) = cell.computer()
             {
-                let running = Reply::Running { id: id.to_owned(), pid: cell.pid as u32, link: cell.sequence };
+                let (pid, link, pool) = (cell.pid as u32, cell.sequence, cell.pool);
+                let running = Reply::Running { id: id.to_owned(), pid, link, pool };
                 if !self.answer(client, &running, Some(&cell.pidfd)) {
                     break;
                 }
@@ -474,10 +449,9 @@ impl Launcher {
         }
     }
 
-    fn cgroup_of(&self, id: &str) -> Result<String, SysError> {
-        let sequence =
-            self.by_id.get(id).ok_or(SysError::new("computer", id, rustix::io::Errno::SRCH.raw_os_error()))?;
-        Ok(cell::cgroup_name(*sequence))
+    fn cell_of(&self, id: &str) -> Result<&Cell, SysError> {
+        let cell = self.by_id.get(id).and_then(|sequence| self.cells.get(sequence));
+        cell.ok_or(SysError::new("computer", id, rustix::io::Errno::SRCH.raw_os_error()))
     }
 
     /// Puts an image into a parked husk.
@@ -488,7 +462,10 @@ impl Launcher {
         else {
             unreachable!("only parked husks are in the queue")
         };
+        let pool = cell.pool;
+        cell.cpu_milli = create.limits.cpu_milli;
         self.by_id.insert(create.id.clone(), sequence);
+        self.herds.of(pool).computers += 1;
         match self.give_image(sequence, &parts, &create) {
             Ok(()) => {
                 failpoint::hit("launcher.taken");
@@ -503,7 +480,8 @@ impl Launcher {
                 // Of no use any more: part of the image may have reached it.
                 let _ = clone::kill(&cell.pidfd);
                 cell.phase = Phase::Building(parts);
-                self.building += 1;
+                let herd = self.herds.of(pool);
+                (herd.building, herd.computers) = (herd.building + 1, herd.computers - 1);
             }
         }
     }
@@ -512,7 +490,8 @@ impl Launcher {
         let cell = &self.cells[&sequence];
         let slot = cell.slot.unwrap_or(0);
         let base = self.slots.base(slot);
-        self.tools.cgroups.limit(&cell.cgroup(), &cgroup_limits(&create.limits))?;
+        let (pool, cpu_milli) = (cell.pool, Some(cell.cpu_milli));
+        self.limit(cell, &create.limits)?;
         let layers: Vec<&Path> = create.layers.iter().map(Path::new).collect();
         let disk = Path::new(&create.disk);
         let plan = OverlayPlan {
@@ -552,18 +531,15 @@ impl Launcher {
         }
         let listener = socket::listen(&home.join("agent.sock"), SocketType::STREAM, 1024)?;
         let started = cell::started(cell.pid).ok_or(SysError::new("husk", "has ended", 0))?;
-        Record { pid: cell.pid, started, sequence, slot }.write(home)?;
+        Record { pid: cell.pid, started, sequence, slot, pool, cpu_milli }.write(home)?;
         failpoint::hit("launcher.record");
-        if !self.agents.contains_key(&create.agent) {
-            let path = Path::new(&create.agent);
-            let agent = fs::File::open(path).map_err(|error| SysError::io("open", path, &error))?;
-            self.agents.insert(create.agent.clone(), agent.into());
-        }
-        let agent = &self.agents[&create.agent];
+        // Shown inside, so that what runs from it can be written down and read back (hibernation).
+        let agent = self.shown.of(&create.agent)?;
         let take = Take {
             hostname: create.hostname.clone(),
             shm_bytes: (create.limits.memory_bytes / 2).max(1 << 20),
             volumes: create.volumes.iter().map(|(_, path)| path.clone()).collect(),
+            counter: create.counter.clone(),
         };
         let bytes = minicbor::to_vec(&take).expect("a Vec takes everything");
         let mut fds = vec![root.as_fd(), parts.dev.as_fd(), listener.as_fd(), agent.as_fd()];
@@ -586,18 +562,25 @@ impl Launcher {
         match (std::mem::replace(&mut cell.phase, placeholder), length) {
             (Phase::Building(parts), _) if &message[..length] == husk::PARKED => {
                 cell.phase = Phase::Parked(parts);
-                self.building -= 1;
-                match self.waiting.pop_front() {
+                let pool = cell.pool;
+                self.herds.of(pool).building -= 1;
+                let next = self.waiting.iter().position(|(_, create)| create.pool == pool);
+                match next.and_then(|place| self.waiting.remove(place)) {
                     Some((client, create)) => self.boot(sequence, client, create, false),
-                    None => self.parked.push_back(sequence),
+                    None => {
+                        self.herds.of(pool).parked.push_back(sequence);
+                        if pool != 0 {
+                            self.trim(); // Its last computer may have gone meanwhile.
+                        }
+                    }
                 }
             }
             (Phase::Booting { id, client, pooled, .. }, 0) => {
                 // Closed: the agent runs, or the process is gone and its end is the next event.
                 let pid = cell.pid as u32;
                 cell.phase = Phase::Running { id, waiting: Vec::new() };
-                let pidfd = &self.cells[&sequence].pidfd;
-                self.answer(client, &Reply::Created { pid, pooled, link: sequence }, Some(pidfd));
+                let (pidfd, pool) = (&self.cells[&sequence].pidfd, self.cells[&sequence].pool);
+                self.answer(client, &Reply::Created { pid, pooled, link: sequence, pool }, Some(pidfd));
             }
             (Phase::Booting { id, client, .. }, length) => {
                 let error = husk::parse_failure(&message[..length]).unwrap_or(SysError::new("launch", "", 0));
@@ -626,15 +609,17 @@ impl Launcher {
         let _ = epoll::delete(&self.epoll, &cell.pidfd);
         clone::reap_ended();
         failpoint::hit("launcher.reaped");
-        self.builder.order(Order::Unmake { sequence, slot: cell.slot });
+        let pool = cell.pool;
+        self.builder.order(Order::Unmake { sequence, slot: cell.slot, pool });
+        let herd = self.herds.of(pool);
+        match &cell.phase {
+            Phase::Building(_) => herd.building -= 1,
+            Phase::Parked(_) => herd.parked.retain(|parked| *parked != sequence),
+            Phase::Booting { .. } | Phase::Running { .. } => herd.computers -= 1,
+        }
         match cell.phase {
-            Phase::Building(parts) => {
+            Phase::Building(parts) | Phase::Parked(parts) => {
                 let _ = epoll::delete(&self.epoll, &parts.socket);
-                self.building -= 1;
-            }
-            Phase::Parked(parts) => {
-                let _ = epoll::delete(&self.epoll, &parts.socket);
-                self.parked.retain(|parked| *parked != sequence);
             }
             Phase::Booting { socket, id, client, .. } => {
                 let _ = epoll::delete(&self.epoll, &socket);
@@ -647,6 +632,10 @@ impl Launcher {
                     self.answer(client, &Reply::Done, None);
                 }
             }
+        }
+        if pool != 0 {
+            self.trim();
+            self.let_go(pool);
         }
     }
 
@@ -673,6 +662,13 @@ impl Launcher {
         }
     }
 
+    fn done_or_not(&self, client: u64, done: Result<(), SysError>) {
+        match done {
+            Ok(()) => _ = self.answer(client, &Reply::Done, None),
+            Err(error) => self.refuse(client, &error),
+        }
+    }
+
     fn refuse(&self, client: u64, error: &SysError) {
         self.answer(
             client,
@@ -685,10 +681,6 @@ impl Launcher {
 fn takes_no_descriptors(error: &SysError) -> bool {
     use rustix::io::Errno;
     [Errno::INVAL, Errno::BADF, Errno::OPNOTSUPP].iter().any(|errno| errno.raw_os_error() == error.errno)
-}
-
-fn cgroup_limits(limits: &den_wire::launcher::Limits) -> Limits {
-    Limits { cpu_milli: limits.cpu_milli, memory_bytes: limits.memory_bytes, pids: limits.pids }
 }
 
 fn watch(epoll: &OwnedFd, fd: &OwnedFd, token: u64) -> Result<(), SysError> {

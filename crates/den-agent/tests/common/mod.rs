@@ -127,8 +127,14 @@ impl Inside {
 
 impl Drop for Inside {
     fn drop(&mut self) {
+        // `unshare` ends with its child, but for the instant before it has said so to the kernel.
+        let unshare = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap_or_default();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for pid in children.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }
 

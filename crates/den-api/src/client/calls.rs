@@ -4,9 +4,9 @@ use http::{HeaderName, HeaderValue, Method, header};
 
 use super::{Body, ByteStream, Client, ClientError, FileHead, Lines, OutputStream, Target, session::Session};
 use crate::{
-    BuildImage, ComputerView, CreateComputer, EntryList, EntryView, ExecRequest, ExecResult, FileOperation, ImageList,
-    ImageView, JobEvent, NetChange, NetCheck, NetDecision, NetLogPage, NetView, Page, PullImage, Shutdown,
-    SignalRequest, StatView, StepView, StopComputer, VersionView, output::OUTPUT_MEDIA_TYPE,
+    BackUp, BackupEvent, BuildImage, ComputerView, CreateComputer, EntryList, EntryView, ExecRequest, ExecResult,
+    FileOperation, ImageList, ImageView, JobEvent, NetChange, NetCheck, NetDecision, NetLogPage, NetView, Page,
+    PullImage, Shutdown, SignalRequest, StatView, StepView, StopComputer, VersionView, output::OUTPUT_MEDIA_TYPE,
 };
 
 /// No body.
@@ -113,6 +113,11 @@ impl Client {
     /// One computer, with what it uses.
     pub async fn computer(&self, name: &str) -> Result<ComputerView, ClientError> {
         self.json(Method::GET, &Self::computer_target(name, "").text, NOTHING).await
+    }
+
+    /// As [`Client::computer`], with what can be done with its memory.
+    pub async fn computer_and_memory(&self, name: &str) -> Result<ComputerView, ClientError> {
+        self.json(Method::GET, &Self::computer_target(name, "?memory=true").text, NOTHING).await
     }
 
     /// Unmakes a computer.
@@ -316,6 +321,11 @@ impl Client {
         let mut target = String::from("/v1/images/");
         super::encode(&mut target, image.as_bytes());
         target
+    }
+
+    /// Makes a backup of the house.
+    pub async fn back_up(&self, backup: &BackUp) -> Result<Lines<BackupEvent>, ClientError> {
+        Ok(Lines::new(self.send(self.json_request(Method::POST, "/v1/backups", Some(backup))).await?))
     }
 
     /// Fetches an image from a registry.

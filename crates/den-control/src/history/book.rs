@@ -4,11 +4,11 @@
 //! Locks are held for a look or a change and never across an await, but the turn.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -33,6 +33,10 @@ pub(crate) struct History {
     /// What has to be done before the next step may begin.
     pending: AtomicUsize,
     settled: Notify,
+    /// The last step after which no state could be kept.
+    unkept: AtomicU64,
+    /// Merges whose daemon died: nobody knows yet whether they came about.
+    unsure: Mutex<BTreeSet<StepNumber>>,
     /// A state is not looked at any more.
     unpinned: Notify,
     turn: Arc<Queue<()>>,
@@ -68,6 +72,8 @@ impl History {
         Self {
             pending: AtomicUsize::new(0),
             settled: Notify::new(),
+            unkept: AtomicU64::new(0),
+            unsure: Mutex::default(),
             unpinned: Notify::new(),
             turn: Arc::default(),
             book: Mutex::default(),
@@ -95,6 +101,29 @@ impl History {
         };
         if tokio::time::timeout(KEEP_WAIT, wait).await.is_err() {
             tracing::warn!("a state takes long to be kept, and the next step goes first");
+        }
+    }
+
+    /// As [`History::settled`]; says whether the state after `step` is kept, or nothing changed since the one before.
+    pub(crate) async fn settled_after(&self, step: StepNumber) -> bool {
+        self.settled().await;
+        self.pending.load(Ordering::Acquire) == 0 && self.unkept.load(Ordering::Acquire) < step
+    }
+
+    /// Whether the merge `step` came about is known once what it changed is.
+    pub(crate) fn is_unsure(&self, step: StepNumber) {
+        self.unsure.lock().unwrap_or_else(PoisonError::into_inner).insert(step);
+    }
+
+    /// Whether that was not known of `step` until now.
+    pub(super) fn was_unsure(&self, step: StepNumber) -> bool {
+        self.unsure.lock().unwrap_or_else(PoisonError::into_inner).remove(&step)
+    }
+
+    /// No state is kept after these.
+    pub(super) fn not_kept(&self, steps: &[StepNumber]) {
+        if let Some(&last) = steps.iter().max() {
+            self.unkept.fetch_max(last, Ordering::AcqRel);
         }
     }
 
@@ -135,7 +164,7 @@ impl History {
     }
 
     /// The turn that was lent, or as [`History::turn`].
-    pub(super) async fn turn_of_restore(&self) -> Result<Turn, Error> {
+    pub(crate) async fn turn_of_restore(&self) -> Result<Turn, Error> {
         let lent = self.book().lent.take();
         match lent {
             Some(turn) => Ok(turn),

@@ -22,6 +22,7 @@ use crate::{
     control::{Control, Inner, blocking},
     handle::Handle,
     limits::{CHANGES_KEEP_BYTES, CHANGES_MAX, CHANGES_PRUNE_EVERY},
+    undo::UNDO_BEFORE,
 };
 
 /// Where the list of a step is, if there is one.
@@ -86,7 +87,23 @@ pub(crate) async fn list_changes(
     drop((a, b));
     let count = difference.count;
     inner.store.set_step_snapshot(handle.id, vec![step], after, Some(count.into()), Durability::Process).await?;
+    if count == ChangeCount::default() {
+        was_no_merge(inner, handle, step, before).await?;
+    }
     Ok((count, difference.files, difference.truncated))
+}
+
+/// A step that changed nothing: if it is a merge whose daemon died, it never was, and there is nothing to take back.
+pub(super) async fn was_no_merge(
+    inner: &Arc<Inner>,
+    handle: &Arc<Handle>,
+    step: StepNumber,
+    before: u64,
+) -> Result<(), Error> {
+    if handle.history.was_unsure(step) {
+        inner.store.forget_undo_of(handle.id, UNDO_BEFORE, before, Durability::Process).await?;
+    }
+    Ok(())
 }
 
 /// It appears whole.

@@ -157,7 +157,7 @@ pub(super) fn same_image(a: &Resolved, b: &Resolved) -> Result<(), Error> {
     if a.layers == b.layers {
         return Ok(());
     }
-    let (one, other) = (&a.handle.spec, &b.handle.spec);
+    let (one, other) = (a.handle.spec(), b.handle.spec());
     let message = format!(
         "`{}` comes from the image {} and `{}` from {}: they have no state in common",
         one.name, one.image, other.name, other.image

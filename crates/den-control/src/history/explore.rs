@@ -142,7 +142,8 @@ impl Control {
         let mut last = None;
         for _ in 0..REMOVE_ATTEMPTS {
             let left = |handle: &Arc<Handle>| {
-                handle.spec.labels.get(LABEL).is_some_and(|label| label == id) && !kept.contains(&handle.id.to_string())
+                handle.spec().labels.get(LABEL).is_some_and(|label| label == id)
+                    && !kept.contains(&handle.id.to_string())
             };
             let left: Vec<ComputerId> =
                 self.0.registry.all().iter().filter(|one| left(one)).map(|one| one.id).collect();
@@ -226,6 +227,8 @@ impl Run {
             count: Some(count),
             labels: BTreeMap::from([(LABEL.to_owned(), self.id.clone())]),
             env: BTreeMap::new(),
+            pool: None,
+            memory: false,
         };
         let forks = self.control.fork(&self.handle.id.to_string(), request, &self.who).await?;
         failpoint::hit("explore.forked");

@@ -20,53 +20,69 @@ use std::{
     time::Instant,
 };
 
-use den_api::{ForkRequest, ForkView, ParentView};
+use den_api::{ForkRequest, ForkView, NetRequest, ParentView};
 use den_disk::{Forked, Identity};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerName, EventKind, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef};
-use den_store::Durability;
+use den_model::{ComputerName, EventKind, Parent, Request, Snapshot, SnapshotKind, State, StateName, StateRef, Step};
+use den_store::{Durability, StoreError};
 use den_sys::failpoint;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Resolved;
+use super::{Resolved, fork_memory};
 use crate::{
     Error, Who,
     control::{Control, Inner, blocking, now},
-    create::{boot, row_of, unmake},
+    create::{boot, new_id, row_of, unmake},
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
     limits::{FORKS_AT_ONCE, FORKS_MAX},
     metrics::Operation,
+    net,
+    pools::pool_name,
     services,
     spec::{self, Wanted},
     task,
 };
 
 /// A fork that has a name and nothing else yet, with what its task will be asked.
-type Child = (Arc<Handle>, mpsc::Receiver<Ask>);
+pub(super) type Child = (Arc<Handle>, mpsc::Receiver<Ask>);
 
 impl Control {
     /// Makes computers that begin as a state of `computer`, and returns once they run and their rows are
-    /// on the disk. They have the parent's limits, image, environment, labels, services and policy.
+    /// on the disk. They have the parent's limits, pool, image, environment, labels, services and policy.
     ///
     /// Errors: `computer_not_found`, `wrong_state`, `state_not_found`, `bad_state`, `bad_request`, `bad_name`,
-    /// `name_taken`, `image_not_found`, `host_full`, `host_lacks`. None of them is left then.
+    /// `unsupported`, `fork_failed`, `name_taken`, `image_not_found`, `pool_not_found`, `pool_full`, `host_full`, `host_lacks`. None of them is left then.
     pub async fn fork(&self, computer: &str, request: ForkRequest, who: &Who) -> Result<ForkView, Error> {
+        self.fork_with(computer, request, None, who).await
+    }
+
+    /// As [`Control::fork`], with a policy in place of the parent's from the first instant on.
+    ///
+    /// Errors: those too of a policy that a create is refused for.
+    pub async fn fork_with(
+        &self,
+        computer: &str,
+        request: ForkRequest,
+        net: Option<&NetRequest>,
+        who: &Who,
+    ) -> Result<ForkView, Error> {
         let began = Instant::now();
         self.0.open_for_work()?;
+        self.0.reserve.room()?;
         let parent = self.0.registry.find_any(computer)?;
         admit(&parent)?;
-        let ForkRequest { state, name, count, labels, env } = request;
+        let ForkRequest { state, name, count, labels, env, pool, memory } = request;
         let names = names(name.as_deref(), count)?;
         for name in names.iter().flatten() {
             if let Some(holder) = self.0.registry.holder(name) {
                 return Err(Error::name_taken(name, holder));
             }
         }
-        let spec = &parent.spec;
+        let spec = parent.spec();
         let over = |own: &std::collections::BTreeMap<_, _>, given| own.clone().into_iter().chain(given).collect();
         let wanted = Wanted {
             name: None,
@@ -75,30 +91,54 @@ impl Control {
             env: over(&spec.env, env),
             labels: over(&spec.labels, labels),
             entrypoint: spec.entrypoint,
+            pool: pool.as_deref().map_or_else(|| Ok(spec.pool.clone()), |pool| pool_name("pool", pool))?,
+        };
+        let policy = match net {
+            Some(_) => net::of_create(net, &self.0.net)?,
+            None => parent.net.get().policy.clone(),
         };
         spec::check_env(&wanted.env)?;
         spec::check_labels(&wanted.labels)?;
         let image = self.0.images.by_digest(&spec.image_digest)?;
         let state = state.as_deref().map_or(Ok(StateName::Now), str::parse)?;
-        let from = self.resolve(&StateRef { computer: parent.id.to_string(), state }).await?;
+        let ids: Vec<_> = names.iter().map(|_| new_id()).collect();
+        let seats = self.0.pools.take(&wanted.pool, &ids, &wanted.limits)?;
+        let (from, copy) = match memory {
+            false => (self.resolve(&StateRef { computer: parent.id.to_string(), state }).await?, None),
+            true if state != StateName::Now => {
+                let why = "`memory`: what ran at a state that was kept is not known";
+                return Err(Error::bad_request(why).hint("it goes with the state `now` alone"));
+            }
+            true => {
+                let by = who.0.clone();
+                let mut copy = parent.ask(|reply| Ask::Copy { who: by, reply }).await?;
+                (copy.take_state()?, Some(copy))
+            }
+        };
         admit(&parent)?;
         let lineage =
             Parent { id: parent.id, name: parent.name().to_string(), snapshot: from.number, step: from.snapshot.step };
-        let policy = &parent.net.get().policy;
         let mut children: Vec<Child> = Vec::with_capacity(names.len());
-        for name in names {
+        for (name, seat) in names.into_iter().zip(seats) {
             let wanted = Wanted { name, ..wanted.clone() };
-            match self.reserve(wanted, policy.clone(), &image, Some(lineage.clone())) {
+            match self.reserve(seat, wanted, policy.clone(), &image, Some(lineage.clone())) {
                 Ok(child) => children.push(child),
                 Err(error) => {
-                    children.iter().for_each(|(child, _)| self.0.registry.remove(child));
+                    for (child, _) in &children {
+                        self.0.registry.remove(child);
+                        self.0.pools.leave(child.id);
+                    }
                     return Err(error);
                 }
             }
         }
         tracing::debug!(computer = %parent.id, snapshot = from.number, count = children.len(), who = who.0, "forks are made");
         let (reply, made) = oneshot::channel();
-        self.0.tasks.spawn(make(Arc::clone(&self.0), children, from, image, who.0.clone(), reply));
+        let (inner, who) = (Arc::clone(&self.0), who.0.clone());
+        match copy {
+            None => drop(self.0.tasks.spawn(make(inner, children, from, image, who, reply))),
+            Some(copy) => drop(self.0.tasks.spawn(fork_memory::make(inner, children, from, copy, image, who, reply))),
+        }
         let made = made.await.map_err(|_| Error::shutting_down())??;
         self.0.metrics.took(Operation::Fork, began);
         Ok(made)
@@ -170,11 +210,7 @@ async fn make(
         None => all_running(&inner, &children, machines).await,
     };
     if let Err(error) = result {
-        let mut unmade = Vec::with_capacity(children.len());
-        for ((child, _), has_row) in children.iter().zip(rows) {
-            unmade.push(unmake(&inner, child, has_row));
-        }
-        stream::iter(unmade).buffer_unordered(FORKS_AT_ONCE).collect::<()>().await;
+        unmake_all(&inner, children.iter().map(|(child, _)| child).zip(rows)).await;
         // What it was made of may have gone meanwhile.
         let error = admit(&from.handle).err().unwrap_or(error);
         drop(reply.send(Err(error)));
@@ -188,7 +224,7 @@ async fn make(
         let machine = child.status.borrow().machine.clone();
         if let Some(machine) = machine {
             services::started(&inner, &child, &machine);
-            if child.spec.entrypoint {
+            if child.spec().entrypoint {
                 start_entrypoint(&inner, &child, machine);
             }
         }
@@ -196,14 +232,19 @@ async fn make(
     }
 }
 
-/// Row, disk and processes of one, and whether it has a row.
-async fn make_one(
+/// Takes back what was made of forks, with whether each has a row.
+pub(super) async fn unmake_all<'a>(inner: &Inner, children: impl Iterator<Item = (&'a Arc<Handle>, bool)>) {
+    let unmade: Vec<_> = children.map(|(child, has_row)| unmake(inner, child, has_row)).collect();
+    stream::iter(unmade).buffer_unordered(FORKS_AT_ONCE).collect::<()>().await;
+}
+
+/// The row of a fork and what it has of its parent; `steps` run in it.
+pub(super) async fn insert_rows(
     inner: &Inner,
     child: &Arc<Handle>,
     from: &Resolved,
-    image: &Arc<Image>,
-) -> (bool, Result<Machine, Error>) {
-    child.base(|| Some(Arc::clone(image)));
+    steps: &[Step],
+) -> Result<(), StoreError> {
     let row = row_of(inner, child);
     let beginning = Snapshot {
         number: 0,
@@ -225,21 +266,31 @@ async fn make_one(
     if idle.is_some() {
         drop(inner.store.set_idle(child.id, idle, Durability::Process));
     }
-    let inherited = services::inherit(inner, child, &from.handle);
+    let steps_kept: Vec<_> =
+        steps.iter().map(|step| inner.store.insert_step(child.id, step, Durability::Process)).collect();
+    let inherited = services::inherit(inner, child, &from.handle, steps);
     let beginning = inner.store.insert_snapshot(child.id, &beginning, Durability::Power);
-    let inserted = async {
-        let inserted = row.await;
-        let inserted = match (inserted, inherited) {
-            (Ok(()), Some(inherited)) => inherited.await,
-            (inserted, _) => inserted,
-        };
-        let inserted = match inserted {
-            Ok(()) => beginning.await,
-            refused => refused,
-        };
-        failpoint::hit("fork.row");
-        inserted
-    };
+    row.await?;
+    for step in steps_kept {
+        step.await?;
+    }
+    if let Some(inherited) = inherited {
+        inherited.await?;
+    }
+    beginning.await?;
+    failpoint::hit("fork.row");
+    Ok(())
+}
+
+/// Row, disk and processes of one, and whether it has a row.
+async fn make_one(
+    inner: &Inner,
+    child: &Arc<Handle>,
+    from: &Resolved,
+    image: &Arc<Image>,
+) -> (bool, Result<Machine, Error>) {
+    child.base(|| Some(Arc::clone(image)));
+    let inserted = insert_rows(inner, child, from, &[]);
     let carried = async {
         let disk = begin_disk(inner, child, image).await?;
         failpoint::hit("fork.disk");
@@ -268,9 +319,9 @@ pub(crate) async fn make_disk(inner: &Inner, child: &Handle, image: &Image) -> R
 }
 
 /// As [`make_disk`], and returns when it may be booted: it is whole once it is finished.
-async fn begin_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<Forked, Error> {
+pub(super) async fn begin_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<Forked, Error> {
     let Some(parent) = child.parent.clone() else { return Err(Error::internal("a fork without a parent")) };
-    let (disks, id, limit) = (inner.disks()?, child.id, child.spec.limits.disk);
+    let (disks, id, limit) = (inner.disks()?, child.id, child.limits().disk);
     let (hostname, layers) = (child.name().to_string(), image.layers.clone());
     let begun = blocking(move || {
         let identity = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
@@ -283,7 +334,7 @@ async fn begin_disk(inner: &Inner, child: &Handle, image: &Image) -> Result<Fork
 async fn all_running(inner: &Arc<Inner>, children: &[Child], machines: Vec<Machine>) -> Result<(), Error> {
     let at = now();
     let ids = children.iter().map(|(child, _)| child.id).collect();
-    inner.store.all_running(ids, at, Durability::Process).await?;
+    inner.store.all_are(ids, State::Running, at, Durability::Process).await?;
     failpoint::hit("fork.state");
     for ((child, _), machine) in children.iter().zip(machines) {
         child.history.begun(inner, child).await;

@@ -46,7 +46,7 @@ pub(crate) struct House {
     /// RUN/computers.
     computers: PathBuf,
     /// Whether states are kept after steps: where it costs a copy, no.
-    pub(super) automatic: bool,
+    pub(crate) automatic: bool,
     /// Automatic states that are kept of one computer, before they are thinned.
     pub(super) newest: usize,
     /// States that a fork comes from.
@@ -93,7 +93,7 @@ impl House {
 
     /// Its cgroup, below that of the house.
     pub(crate) fn cgroup_name(&self, machine: &Machine) -> String {
-        format!("c{}", machine.net_link())
+        machine.cgroup()
     }
 
     /// The cgroup of the house.
@@ -111,12 +111,23 @@ impl House {
 pub(crate) fn thaw_all(run: &Path) {
     let Ok(hierarchies) = cgroup::Hierarchies::find() else { return };
     let Some(mount) = hierarchies.freezing() else { return };
-    let Ok(entries) = std::fs::read_dir(mount.join(cgroup::instance_of(run))) else { return };
+    let house = mount.join(cgroup::instance_of(run));
     let homes = std::fs::read_dir(run.join("computers")).into_iter().flatten().flatten();
     let on_purpose: HashSet<String> =
         homes.filter_map(|home| std::fs::read_to_string(home.path().join(FROZEN)).ok()).collect();
+    thaw_below(&house, "", &on_purpose);
+}
+
+/// Those of pools lie one below.
+fn thaw_below(folder: &Path, pool: &str, on_purpose: &HashSet<String>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        if entry.file_name().to_str().is_some_and(|name| on_purpose.contains(name)) {
+        let name = entry.file_name();
+        if pool.is_empty() && name.to_str().is_some_and(|name| name.starts_with('p')) {
+            thaw_below(&entry.path(), &format!("{}/", name.to_string_lossy()), on_purpose);
+            continue;
+        }
+        if name.to_str().is_some_and(|name| on_purpose.contains(&format!("{pool}{name}"))) {
             continue;
         }
         if let Some(mut freezer) = cgroup::Freezer::of(&entry.path())
@@ -133,12 +144,14 @@ pub(crate) struct Wanted {
     pub label: Option<StateLabel>,
     /// Whether all that was written goes to the disk before it stands still.
     pub sync: bool,
+    /// Nothing of it moves already.
+    pub stands: bool,
 }
 
 impl Wanted {
     /// One that nobody named.
     pub(crate) fn of(kind: SnapshotKind) -> Self {
-        Self { kind, label: None, sync: false }
+        Self { kind, label: None, sync: false, stands: false }
     }
 }
 
@@ -215,7 +228,12 @@ impl History {
         let rowless: Vec<u64> = folders.difference(&kept).copied().collect();
         let lost: Vec<u64> = kept.difference(&folders).copied().collect();
         let unkept = inner.store.unkept_step(id).await?;
-        let last = rows.iter().map(|row| row.step).chain(unkept).max().unwrap_or(0);
+        // What replaced a disk that was left is a step too, and it has no state of its own.
+        let ended = |row: &Snapshot| match row.kind {
+            SnapshotKind::Restore if row.dropped || folders.contains(&row.number) => row.step + 1,
+            _ => row.step,
+        };
+        let last = rows.iter().map(ended).chain(unkept).max().unwrap_or(0);
         self.load(rows, last);
         if !lost.is_empty() {
             tracing::warn!(computer = %id, states = ?lost, "states that have no bytes are forgotten");
@@ -256,7 +274,13 @@ pub(crate) fn keep(inner: &Arc<Inner>, handle: &Arc<Handle>) {
         let (inner, handle) = (Arc::clone(inner), Arc::clone(handle));
         inner.history.work.clone().spawn(async move {
             loop {
-                let turn = handle.history.turn().await;
+                // A restore, or memory that is written down, may take its time.
+                let turn = loop {
+                    match handle.history.turn().await {
+                        Err(error) if error.code == "busy" => {}
+                        turn => break turn,
+                    }
+                };
                 let steps = handle.history.queued();
                 if steps.is_empty() {
                     return;
@@ -266,6 +290,7 @@ pub(crate) fn keep(inner: &Arc<Inner>, handle: &Arc<Handle>) {
                     Err(_) => Ok(()), // It is being removed.
                 };
                 if let Err(error) = looked {
+                    handle.history.not_kept(&steps);
                     tracing::warn!(computer = %handle.id, ?steps, error = error.chain(), "the state after a step is not kept");
                 }
                 handle.history.done(steps.len());
@@ -280,6 +305,9 @@ async fn look(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn, steps: &[St
     let steps = steps.to_vec();
     if is_clean(inner, handle, turn).await? {
         let (head, none) = (handle.history.head(), Some(ChangeCount::default()));
+        for &step in &steps {
+            changes::was_no_merge(inner, handle, step, head).await?;
+        }
         // Nobody waits for it; a repeat after a crash would say the same.
         drop(inner.store.set_step_snapshot(id, steps, head, none, Durability::Process));
         return Ok(());
@@ -337,6 +365,15 @@ fn dirt_of(disks: &Disks, handle: &Handle, known: Option<Arc<Dirt>>) -> Result<A
 
 /// The state as it is now, kept if it was not.
 pub(super) async fn now(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<Snapshot, Error> {
+    now_as(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await
+}
+
+/// As [`now`], of a computer of which nothing moves, though it is not frozen.
+pub(crate) async fn now_of_still(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<Snapshot, Error> {
+    now_as(inner, handle, turn, Wanted { stands: true, ..Wanted::of(SnapshotKind::Auto) }).await
+}
+
+async fn now_as(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn, wanted: Wanted) -> Result<Snapshot, Error> {
     if is_clean(inner, handle, turn).await? {
         let head = handle.history.head();
         match handle.history.kept(head) {
@@ -345,7 +382,7 @@ pub(super) async fn now(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -
             None => {}
         }
     }
-    let taken = take(inner, handle, turn, Wanted::of(SnapshotKind::Auto)).await?;
+    let taken = take(inner, handle, turn, wanted).await?;
     retain::later(inner, handle);
     Ok(taken)
 }
@@ -434,7 +471,7 @@ struct Laid {
 
 /// Settles the state as it is now.
 async fn settle(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn, wanted: Wanted) -> Result<Laid, Error> {
-    let Wanted { kind, label, sync } = wanted;
+    let Wanted { kind, label, sync, stands } = wanted;
     if handle.state() == State::Creating {
         let message = format!("`{}` is being made, and has no state yet", handle.name());
         return Err(Error::new("wrong_state", 409, message).retryable());
@@ -444,7 +481,7 @@ async fn settle(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn, wanted: 
     let machine = handle.status.borrow().machine.clone();
     // Held until the state is settled: then what it froze goes on.
     let synced = match &machine {
-        Some(machine) if sync && !machine.is_dead() => written_out(handle, machine).await,
+        Some(machine) if sync && !machine.is_dead() && !machine.is_on_disk() => written_out(handle, machine).await,
         _ => None,
     };
     let (disks, known, taken_of) = (inner.disks()?, history.dirt(), Arc::clone(inner));
@@ -461,7 +498,7 @@ async fn settle(inner: &Arc<Inner>, handle: &Arc<Handle>, _turn: &Turn, wanted: 
         } else if dirt.as_ref().is_some_and(|dirt| dirt.waiting_bytes() > PREFLUSH_ABOVE.0) {
             disks.preflush(id)?;
         }
-        let machine = machine.as_ref().filter(|machine| !machine.is_dead());
+        let machine = machine.as_ref().filter(|machine| !stands && !machine.is_dead() && !machine.is_on_disk());
         still(&taken_of, &watched.stand, machine, &disks, id, number, dirt.as_deref())
     });
     let Stood { settled, frozen, torn, mark } = stood.await??;

@@ -39,6 +39,7 @@ use super::{
 use crate::{
     Error, Who,
     control::{Control, Inner, blocking, now},
+    durable::step_is_safe_or_said,
     errors::chain,
     handle::Handle,
     life::Awake,
@@ -182,6 +183,7 @@ impl Control {
             Ok(()) => {
                 drop(turn);
                 finish(inner, handle, &live, StepEnd::Exited { code: 0 }, 0).await;
+                step_is_safe_or_said(inner, handle, step, None).await;
                 tracing::info!(computer = %handle.id, name = %handle.name(), step, "a fork was merged");
                 let detail = json!({ "step": step, "before": before.number, "command": live.step.argv.join(" ") });
                 inner.events.tell(EventKind::Merged, Some(handle), Some(&live.step.who), detail);
@@ -293,7 +295,7 @@ pub(crate) async fn take_back(inner: &Arc<Inner>, handle: &Arc<Handle>, steps: &
     let Some(to) = to.filter(|_| aside.symlink_metadata().is_ok()) else { return Ok(()) };
     let before = handle.history.leaving(handle.history.last_ended(), to.number, now());
     inner.store.insert_snapshot(id, &before, Durability::Power).await?;
-    let (hostname, limit) = (handle.name().to_string(), handle.spec.limits.disk);
+    let (hostname, limit) = (handle.name().to_string(), handle.limits().disk);
     let (back, kept) = (to.number, before.number);
     blocking(move || {
         let identity = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };

@@ -25,7 +25,8 @@ mod changes;
 mod diff;
 mod explore;
 pub(crate) mod fork;
-mod keep;
+mod fork_memory;
+pub(crate) mod keep;
 mod look;
 pub(crate) mod merge;
 mod restore;
@@ -100,6 +101,9 @@ impl Control {
     pub async fn snap(&self, computer: &str, request: SnapRequest, who: &Who) -> Result<SnapshotView, Error> {
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
+        if request.memory {
+            return Err(Error::unsupported_memory_state(handle.name()));
+        }
         let label = request.label.as_deref().map(str::parse::<StateLabel>).transpose()?;
         tracing::debug!(computer = %handle.id, who = who.0, "a state is to be kept");
         handle.history.settled().await;
@@ -123,7 +127,7 @@ impl Control {
                 named
             }
             None => {
-                let wanted = Wanted { kind: SnapshotKind::Named, label, sync: request.sync };
+                let wanted = Wanted { label, sync: request.sync, ..Wanted::of(SnapshotKind::Named) };
                 take(&self.0, &handle, &turn, wanted).await?
             }
         };
@@ -194,23 +198,7 @@ impl Control {
                 None => return Err(state_not_found(handle, state)),
             },
         };
-        self.held(handle, snapshot)
-    }
-
-    /// A state that is there, held.
-    fn held(&self, handle: &Arc<Handle>, snapshot: Snapshot) -> Result<Resolved, Error> {
-        let image = self.0.images.by_digest(&handle.spec.image_digest)?;
-        let pin = Pin::new(handle, snapshot.number);
-        Ok(Resolved {
-            number: snapshot.number,
-            generation: snapshot.generation,
-            snapshot_path: self.0.disks()?.snapshot_path(handle.id, snapshot.number),
-            layers: image.layers.clone(),
-            shown: format!("{}@{}", handle.name(), handle.history.name_of(&snapshot)),
-            handle: Arc::clone(handle),
-            snapshot,
-            _pin: pin,
-        })
+        held(&self.0, handle, snapshot)
     }
 
     /// The number of a kept state. A step that changed nothing has the one before it.
@@ -251,10 +239,26 @@ impl Control {
             None if number == 0 => keep::zero(&self.0, &handle, &handle.history.turn().await?).await?,
             None => return Ok(None),
         };
-        let mut base = self.held(&handle, snapshot)?;
+        let mut base = held(&self.0, &handle, snapshot)?;
         base.generation = one.generation;
         Ok(Some(base))
     }
+}
+
+/// A state that is there, held.
+pub(crate) fn held(inner: &Inner, handle: &Arc<Handle>, snapshot: Snapshot) -> Result<Resolved, Error> {
+    let image = inner.images.by_digest(&handle.spec().image_digest)?;
+    let pin = Pin::new(handle, snapshot.number);
+    Ok(Resolved {
+        number: snapshot.number,
+        generation: snapshot.generation,
+        snapshot_path: inner.disks()?.snapshot_path(handle.id, snapshot.number),
+        layers: image.layers.clone(),
+        shown: format!("{}@{}", handle.name(), handle.history.name_of(&snapshot)),
+        handle: Arc::clone(handle),
+        snapshot,
+        _pin: pin,
+    })
 }
 
 impl Inner {

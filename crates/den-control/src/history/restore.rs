@@ -17,7 +17,7 @@ use std::{sync::Arc, time::Instant};
 use den_api::{RestoreRequest, RestoreView, SnapshotView};
 use den_disk::Identity;
 use den_machine::Machine;
-use den_model::{EventKind, Fact, Micros, Request, Snapshot, State, StateName, Step, StepEnd, StepKind};
+use den_model::{EventKind, Fact, Micros, Request, Snapshot, Standing, State, StateName, Step, StepEnd, StepKind};
 use den_store::{Durability, NewUndo};
 use den_sys::failpoint;
 use serde_json::json;
@@ -27,9 +27,11 @@ use crate::{
     Error, Who,
     control::{Control, blocking, now},
     create::boot,
+    durable::disks_are_safe,
     errors::chain,
     exec::start_entrypoint,
     handle::{Ask, Handle},
+    life::hibernate,
     limits::SENT_SHOWN,
     metrics::Operation,
     net::records::{Sent, sent},
@@ -43,7 +45,7 @@ impl Control {
     /// state before is kept.
     ///
     /// Errors: `computer_not_found`, `wrong_state`, `state_not_found`, `bad_state`, `history_unsupported`,
-    /// `image_not_found`, `host_full`: nothing has changed then. `boot_failed`, `host_lacks`: the disk is the
+    /// `image_not_found`, `host_full`, `pool_full` where its memory lies on the disk: nothing has changed then. `boot_failed`, `host_lacks`: the disk is the
     /// old one, and the computer has failed.
     pub async fn restore(&self, computer: &str, request: RestoreRequest, who: &Who) -> Result<RestoreView, Error> {
         self.0.open_for_work()?;
@@ -111,12 +113,15 @@ impl Task {
         // Nothing is kept meanwhile, and nothing that is kept goes.
         let turn = handle.history.turn_of_restore().await?;
         let to = Control(Arc::clone(inner)).resolve_under(handle, state, &turn).await?;
-        let image = inner.images.by_digest(&handle.spec.image_digest)?;
+        let image = inner.images.by_digest(&handle.spec().image_digest)?;
         let machine = self.machine();
         let (was, reason) = {
             let status = handle.status.borrow();
             (status.state, status.reason.clone())
         };
+        if machine.as_ref().is_some_and(Machine::is_on_disk) {
+            inner.pools.hold(handle.id, Standing::Runs)?;
+        }
         let plan = self.plan(to, who, takes_back);
         // Nothing gets in from here on.
         let closed = match machine {
@@ -133,8 +138,9 @@ impl Task {
                 self.end_step(&plan, StepEnd::NotStarted { code: 126, message: error.message.clone() }, None).await;
                 match machine.filter(|machine| !killed && !machine.is_dead()) {
                     Some(machine) => {
-                        self.set_fact(was, reason).await;
+                        // First: what it holds of its pool is seen by what it has.
                         handle.status.send_modify(|status| status.machine = Some(machine));
+                        self.set_fact(was, reason).await;
                     }
                     None if matches!(was, State::Running | State::Paused) => {
                         self.set_fact(State::Failed, Some(error.chain())).await
@@ -165,7 +171,7 @@ impl Task {
                     });
                     self.set_fact(State::Starting.learn(Fact::Booted), None).await;
                     services::started(inner, handle, &machine);
-                    if handle.spec.entrypoint {
+                    if handle.spec().entrypoint {
                         start_entrypoint(inner, handle, machine);
                     }
                 }
@@ -180,6 +186,7 @@ impl Task {
             self.set_fact(after, None).await;
         }
         self.end_step(&plan, StepEnd::Exited { code: 0 }, Some(to.number)).await;
+        disks_are_safe(inner, handle).await;
         changes::count_between(inner, handle, step.number, before.number, to.number);
         let sent = self.sent(to.snapshot.created_at, ended_at).await;
         handle.history.load([], step.number);
@@ -225,7 +232,7 @@ impl Task {
         };
         let prepared = async {
             let (disks, hostname) = (disks.clone(), handle.name().to_string());
-            let (number, limit) = (to.number, handle.spec.limits.disk);
+            let (number, limit) = (to.number, handle.limits().disk);
             blocking(move || {
                 let identity = Identity { hostname: &hostname, machine_id: id.uuid().into_bytes() };
                 disks.restore_prepare(id, number, limit, &identity)
@@ -244,7 +251,13 @@ impl Task {
             ready?;
             if let Some(machine) = machine {
                 killed = true;
+                let on_disk = machine.is_on_disk();
                 self.end(machine).await;
+                if on_disk {
+                    // It would not fit the other disk.
+                    let inner = Arc::clone(inner);
+                    blocking(move || hibernate::forget_memory(&inner, id)).await?;
+                }
             }
             let ended_at = now();
             tracing::debug!(computer = %id, after = ?began.elapsed(), "its processes are gone");

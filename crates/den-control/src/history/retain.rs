@@ -68,7 +68,7 @@ async fn thin(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<(
 /// does not. Returns how many. A disk that its own files fill is not waited for again and again.
 pub(super) async fn make_room(inner: &Arc<Inner>, handle: &Arc<Handle>, turn: &Turn) -> Result<usize, Error> {
     let id = handle.id;
-    let limit = Bytes(handle.spec.limits.disk.0 / 100 * STATES_DISK_PERCENT);
+    let limit = Bytes(handle.limits().disk.0 / 100 * STATES_DISK_PERCENT);
     let mut count = 0;
     loop {
         let disks = inner.disks()?;

@@ -23,6 +23,7 @@ use crate::{
     control::{Control, Inner},
     handle::{Ask, Handle},
     limits::{DIALS_MAX, IDLE_CPU_PERCENT, IDLE_LOOK},
+    resize::Size,
 };
 
 /// The word for no idle time.
@@ -78,14 +79,19 @@ pub(crate) fn parse(text: Option<&str>) -> Result<Option<Idle>, Error> {
 }
 
 impl Control {
-    /// Changes what may be changed of a computer while it is there.
+    /// Changes what may be changed of a computer while it is there: its size, and when it sleeps by itself.
     ///
-    /// Errors: `computer_not_found`, `bad_idle`, `unplugged`.
+    /// Errors: `computer_not_found`, `bad_idle`, `unplugged`; `bad_size`, `disk_in_use`, `memory_in_use`,
+    /// `pause_failed`, `wrong_state`, and then nothing is changed.
     pub async fn change(&self, computer: &str, change: &ChangeComputer, who: &Who) -> Result<ComputerView, Error> {
         self.0.open_for_work()?;
         let handle = self.0.registry.find(computer)?;
+        let idle = parse(change.idle.as_deref())?;
+        if Size::is_named(change) {
+            let (size, who) = (Size::Changed(change.clone()), who.0.clone());
+            handle.ask(|reply| Ask::Resize { size, who, reply }).await?;
+        }
         if let Some(text) = &change.idle {
-            let idle = parse(Some(text))?;
             handle.plugged()?;
             self.0.store.set_idle(handle.id, idle, Durability::Power).await?;
             handle.idle.set(idle);

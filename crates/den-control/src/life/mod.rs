@@ -11,6 +11,7 @@
 //! - `stand` has processes stand still and lets them go on; it knows who wants that.
 //! - `wake` lets requests in, and wakes whom they are for, once for however many.
 //! - `pause`, `unplug` are what the task of a computer does; `idle` looks for those that nobody uses.
+//! - `hibernate` keeps the memory of one on the disk, and nothing of it runs; `copy` has others go on from it too.
 //! - `room` gives the memory of those that sleep back to the host.
 //!
 //! Invariants:
@@ -21,6 +22,8 @@
 //! - A request that was let in is through before its computer stands still, or wakes it.
 //! - Cutting off waits for nothing: what a task is at, a stop's grace, a state that is being kept.
 
+pub(crate) mod copy;
+pub(crate) mod hibernate;
 pub(crate) mod idle;
 mod pause;
 mod room;
@@ -28,6 +31,7 @@ pub(crate) mod stand;
 mod unplug;
 mod wake;
 
+pub(crate) use copy::Copy;
 pub(crate) use idle::{IdleCell, look_after};
 pub(crate) use pause::By;
 pub(crate) use stand::Stand;

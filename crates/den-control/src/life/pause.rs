@@ -9,7 +9,7 @@
 
 use den_api::ComputerView;
 use den_machine::Machine;
-use den_model::{EventKind, Micros, Request, Sleep, State};
+use den_model::{EventKind, Micros, Request, Sleep, Standing, State};
 use den_store::Durability;
 use den_sys::failpoint;
 use serde_json::{Value, json};
@@ -58,14 +58,6 @@ impl Control {
         let by = By::Who(who.0.clone());
         handle.ask(|reply| Ask::Pause { by, reply }).await?;
         Ok(handle.view())
-    }
-
-    /// Refuses to write the memory of a computer to the disk.
-    ///
-    /// Errors: `computer_not_found`, `unsupported` with the reason.
-    pub fn hibernate(&self, computer: &str) -> Result<ComputerView, Error> {
-        let handle = self.0.registry.find(computer)?;
-        Err(Error::unsupported_memory(handle.name()))
     }
 
     /// Lets the processes of a paused computer go on.
@@ -157,6 +149,13 @@ impl Task {
             inner.open_for_work()?;
         }
         let machine = self.machine().ok_or_else(|| Error::internal("it is paused without a machine"))?;
+        if machine.is_on_disk() {
+            inner.pools.hold(handle.id, Standing::Runs)?;
+            if let Err(error) = self.revive(&machine).await {
+                inner.pools.stands(handle.id, State::Paused, false);
+                return Err(error);
+            }
+        }
         let at = now();
         self.not_asleep();
         inner.store.set_state(handle.id, running, None, at, None, Durability::Process).await?;

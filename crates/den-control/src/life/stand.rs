@@ -46,6 +46,9 @@ impl Stand {
     ///
     /// Errors: the host has no freezer, or refuses.
     pub(crate) fn begin(&self, inner: &Inner, machine: &Machine) -> Result<(), SysError> {
+        if machine.is_on_disk() {
+            return Ok(());
+        }
         self.wanted.store(true, Ordering::SeqCst);
         let mut freezer = self.freezer(inner, machine)?;
         // A daemon that dies between these two leaves it running, and its row says the same.
@@ -58,6 +61,9 @@ impl Stand {
 
     /// As [`Stand::begin`], and waits until all stand: says whether they do. Blocks.
     pub(crate) fn hold(&self, inner: &Inner, machine: &Machine, limit: Duration) -> Result<bool, SysError> {
+        if machine.is_on_disk() {
+            return Ok(true);
+        }
         self.wanted.store(true, Ordering::SeqCst);
         let _turn = self.turn();
         self.begin(inner, machine)?;
@@ -70,6 +76,7 @@ impl Stand {
         self.wanted.store(false, Ordering::SeqCst);
         let _turn = self.turn();
         match inner.history.freezer(machine) {
+            _ if machine.is_on_disk() => {}
             Some(mut freezer) => {
                 if let Err(error) = freezer.thaw()
                     && !machine.is_dead()

@@ -156,7 +156,9 @@ impl Task {
         failpoint::hit("replug.row");
         handle.status.send_modify(|status| status.cut = false);
         if let Some(machine) = machine.filter(|_| to != stopped) {
-            inner.gate.attach(handle, &machine).await;
+            if !machine.is_on_disk() {
+                inner.gate.attach(handle, &machine).await;
+            }
             if to == State::Running {
                 handle.stand.release(inner, &machine);
             }

@@ -251,7 +251,7 @@ impl Gate {
         }
         self.shared.state.send_replace(State::Down("the daemon is ending".to_owned()));
         let (run, pid) = (self.shared.run.clone(), self.shared.pid.load(Ordering::Relaxed));
-        let ended = blocking(move || end_process(&run, pid)).await;
+        let ended = blocking(move || end_process(&run, pid, EXIT_MAX)).await;
         if let Ok(Err(error)) | Err(error) =
             ended.map(|ended| ended.map_err(|error| Error::internal(error.to_string())))
         {
@@ -392,7 +392,7 @@ async fn reach(shared: &Shared, starts: &mut u32) -> Result<Connection, String> 
         let _ = gate.send(&Request::Exit).await;
         let _ = timeout(EXIT_MAX, async { while gate.receive().await.is_ok() {} }).await;
         let (run, pid) = (shared.run.clone(), greeted.map_or(0, |(_, pid)| pid));
-        let ended = tokio::task::spawn_blocking(move || end_process(&run, pid)).await;
+        let ended = tokio::task::spawn_blocking(move || end_process(&run, pid, EXIT_MAX)).await;
         if let Ok(Err(error)) = ended {
             return Err(format!("the gate of another program does not end: {error}"));
         }
@@ -617,9 +617,15 @@ impl Shared {
     }
 }
 
+/// Ends the gate that an earlier daemon left in RUN, with the files of computers that it holds; the next one takes its
+/// place as that of a gate which was killed.
+pub(crate) fn end_left(run: &Path) -> io::Result<()> {
+    end_process(run, 0, Duration::ZERO)
+}
+
 /// Waits until the process that answered last, or else that of RUN/gate.pid, is gone, and ends it where
-/// it does not go.
-fn end_process(run: &Path, known: u32) -> io::Result<()> {
+/// it does not go by itself for so long.
+fn end_process(run: &Path, known: u32, patience: Duration) -> io::Result<()> {
     let written = || std::fs::read_to_string(run.join("gate.pid")).ok()?.trim().parse().ok();
     let pid = if known == 0 { written() } else { Some(known as i32) };
     let Some(pid) = pid.and_then(Pid::from_raw) else { return Ok(()) };
@@ -636,10 +642,10 @@ fn end_process(run: &Path, known: u32) -> io::Result<()> {
         let limit = rustix::event::Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: 0 };
         Ok(rustix::event::poll(&mut fds, Some(&limit))? > 0)
     };
-    if gone(EXIT_MAX)? {
+    if gone(patience)? {
         return Ok(());
     }
-    tracing::warn!(pid = pid.as_raw_nonzero(), "the gate does not end by itself");
+    tracing::warn!(pid = pid.as_raw_nonzero(), "the gate is ended");
     rustix::process::pidfd_send_signal(&pidfd, Signal::KILL)?;
     if gone(EXIT_MAX)? { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
@@ -691,9 +697,9 @@ mod tests {
     #[test]
     fn a_pid_that_is_no_gate_of_ours_is_left_alone() {
         let run = tempfile::tempdir().unwrap();
-        end_process(run.path(), 0).unwrap();
+        end_process(run.path(), 0, EXIT_MAX).unwrap();
         std::fs::write(run.path().join("gate.pid"), std::process::id().to_string()).unwrap();
-        end_process(run.path(), 0).unwrap();
-        end_process(run.path(), std::process::id()).unwrap();
+        end_process(run.path(), 0, EXIT_MAX).unwrap();
+        end_process(run.path(), std::process::id(), EXIT_MAX).unwrap();
     }
 }

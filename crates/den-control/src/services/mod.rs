@@ -33,7 +33,7 @@ use den_api::{
 use den_machine::Machine;
 use den_model::{
     ComputerName, EventKind, Micros, Request, Restart, Service as Row, ServiceName, ServiceSpec, ServiceState, State,
-    StepEnd, StepKind,
+    Step, StepEnd, StepKind,
     service::{READY_WITHIN_DEFAULT, SERVICE_KEEP_BYTES},
 };
 use den_store::{Durability, Pending};
@@ -190,16 +190,29 @@ impl Services {
     }
 }
 
-/// A fork has the services of its parent, none of which has begun. Queues their rows, where there are any, behind
-/// that of the computer.
-pub(crate) fn inherit(inner: &Inner, child: &Handle, parent: &Handle) -> Option<Pending<()>> {
+/// A fork has the services of its parent, of which those have begun whose `steps` go on in it. Queues their rows,
+/// where there are any, behind that of the computer.
+pub(crate) fn inherit(inner: &Inner, child: &Handle, parent: &Handle, steps: &[Step]) -> Option<Pending<()>> {
     let rows: Vec<Row> = parent
         .services
         .all()
         .iter()
-        .map(|service| Row {
-            wanted: service.standing.borrow().wanted,
-            ..Row::new(service.name.clone(), service.spec.clone(), child.created_at)
+        .map(|service| {
+            let standing = service.standing.borrow();
+            let row = Row {
+                wanted: standing.wanted,
+                ..Row::new(service.name.clone(), service.spec.clone(), child.created_at)
+            };
+            match steps.iter().any(|step| step.number == standing.step) {
+                true => Row {
+                    step: standing.step,
+                    begun: standing.begun,
+                    ready: standing.ready,
+                    restarts: standing.restarts,
+                    ..row
+                },
+                false => row,
+            }
         })
         .collect();
     let services = rows.iter().map(|row| (row.name.clone(), Service::new(row.clone(), None)));

@@ -138,6 +138,31 @@ fn a_change_of_a_new_disk_is_seen() {
     assert!(dirt.changed(&mark).unwrap());
 }
 
+/// A few bytes are kept in the leaf of their inode: once they are written out nothing is reserved for them, and the
+/// commit is some time away.
+#[test]
+fn a_few_bytes_that_are_written_out_and_not_committed_are_seen() {
+    let place = Place::new(StorageChoice::Auto);
+    place.create(id(1), LIMIT, &IDENTITY).unwrap();
+    let live = place.live(1);
+    let range = "import ctypes,os;f=os.open('data/file',2);z=ctypes.c_int64(0);\
+                 assert ctypes.CDLL(None).sync_file_range(f,z,z,7)==0";
+    let dirt = place.dirt(id(1)).unwrap();
+    for (number, out) in [&format!("python3 -c \"{range}\""), "sync data/file", "sync -d data/file"].iter().enumerate()
+    {
+        sh(&live, "echo text > data/file; sync -f .");
+        let generation = place.snapshot(id(1), number as u64 + 1).unwrap();
+        let mark = dirt.mark().unwrap();
+        assert_eq!(mark.generation, generation);
+        sh(&live, &format!("echo more >> data/file; {out}"));
+        assert!(dirt.changed(&mark).unwrap(), "{out}");
+        // What comes after such a moment is seen too.
+        let mark = dirt.mark().unwrap();
+        sh(&live, &format!("echo more >> data/file; {out}"));
+        assert!(dirt.changed(&mark).unwrap(), "{out}, again");
+    }
+}
+
 #[test]
 fn what_waits_is_flushed_ahead() {
     let place = Place::new(StorageChoice::Auto);

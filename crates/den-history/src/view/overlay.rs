@@ -34,6 +34,25 @@ pub(super) fn mount_by(top: &Path, layers: &[&Path], ways: &[By]) -> Result<Owne
         let tree = Detached::of_tree(top, None, Access::ReadOnly)?;
         return reopen(tree.as_fd(), top);
     }
+    let mut refused = SysError::new("fsconfig", top.display(), Errno::INVAL.raw_os_error());
+    for way in ways {
+        match make(top, &trees, *way) {
+            Ok(mount) => return Ok(mount),
+            Err(error) => refused = error,
+        }
+        if !UNKNOWN.iter().any(|errno| errno.raw_os_error() == refused.errno) {
+            break;
+        }
+    }
+    Err(refused)
+}
+
+/// What a kernel says to a way that it does not know. Before 6.5 it says so when the overlay is made, and has taken
+/// any option before.
+const UNKNOWN: [Errno; 4] = [Errno::INVAL, Errno::OPNOTSUPP, Errno::NOSYS, Errno::BADF];
+
+/// Makes it, with its layers named in one of the ways.
+fn make(top: &Path, trees: &[OwnedFd], way: By) -> Result<OwnedFd, SysError> {
     let fs =
         rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(SysError::rustix("fsopen", "overlay"))?;
     let set = |key: &str, value: &str| {
@@ -41,7 +60,7 @@ pub(super) fn mount_by(top: &Path, layers: &[&Path], ways: &[By]) -> Result<Owne
             .map_err(SysError::rustix("fsconfig", format_args!("overlay {key}={value}")))
     };
     set("source", "state")?;
-    name_layers(fs.as_fd(), &trees, ways)?;
+    name_layers(fs.as_fd(), trees, way)?;
     set("metacopy", "off")?;
     set("index", "off")?;
     match den_sys::creds::ids_here() {
@@ -73,33 +92,19 @@ pub(super) enum By {
 
 const WAYS: [By; 3] = [By::Descriptor, By::Name, By::List];
 
-/// The ways that a kernel does not know it refuses at the first layer, so none has been taken.
-fn name_layers(fs: BorrowedFd<'_>, trees: &[OwnedFd], ways: &[By]) -> Result<(), SysError> {
+fn name_layers(fs: BorrowedFd<'_>, trees: &[OwnedFd], way: By) -> Result<(), SysError> {
     let name = |tree: &OwnedFd| format!("/proc/self/fd/{}", tree.as_raw_fd());
-    let mut refused = Errno::INVAL;
-    for way in ways {
-        let named = match way {
-            By::Descriptor => {
-                trees.iter().try_for_each(|tree| rustix::mount::fsconfig_set_fd(fs, "lowerdir+", tree.as_fd()))
-            }
-            By::Name => {
-                trees.iter().try_for_each(|tree| rustix::mount::fsconfig_set_string(fs, "lowerdir+", name(tree)))
-            }
-            By::List => {
-                let list = trees.iter().map(name).collect::<Vec<_>>().join(":");
-                rustix::mount::fsconfig_set_string(fs, "lowerdir", list)
-            }
-        };
-        match named {
-            Ok(()) => return Ok(()),
-            Err(errno) => refused = errno,
+    let named = match way {
+        By::Descriptor => {
+            trees.iter().try_for_each(|tree| rustix::mount::fsconfig_set_fd(fs, "lowerdir+", tree.as_fd()))
         }
-        if !matches!(refused, Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::BADF) {
-            break;
+        By::Name => trees.iter().try_for_each(|tree| rustix::mount::fsconfig_set_string(fs, "lowerdir+", name(tree))),
+        By::List => {
+            let list = trees.iter().map(name).collect::<Vec<_>>().join(":");
+            rustix::mount::fsconfig_set_string(fs, "lowerdir", list)
         }
-    }
-    let about = format!("overlay lowerdir of {} layers", trees.len());
-    Err(SysError::new("fsconfig", about, refused.raw_os_error()))
+    };
+    named.map_err(SysError::rustix("fsconfig", format_args!("overlay lowerdir of {} layers", trees.len())))
 }
 
 fn reopen(fd: BorrowedFd<'_>, about: &Path) -> Result<OwnedFd, SysError> {

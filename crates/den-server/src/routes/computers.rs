@@ -110,11 +110,25 @@ fn list_request(query: Vec<(String, String)>) -> Result<ListComputers, ApiError>
     get,
     path = "/v1/computers/{c}",
     tag = "computers",
-    params(("c" = String, Path, description = "Name, id or unique beginning of an id")),
+    params(("c" = String, Path, description = "Name, id or unique beginning of an id"), GetQuery),
     responses((status = 200, description = "The computer", body = ComputerView))
 )]
-pub(crate) async fn get(State(app): State<App>, Path(c): Path<String>) -> Result<Json<ComputerView>, ApiError> {
-    Ok(Json(app.control.get(&c).await?))
+pub(crate) async fn get(
+    State(app): State<App>,
+    Path(c): Path<String>,
+    Query(query): Query<GetQuery>,
+) -> Result<Json<ComputerView>, ApiError> {
+    Ok(Json(app.control.get(&c, query.memory).await?))
+}
+
+/// How much is wanted of a computer.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct GetQuery {
+    /// `true`: also what can be done with its memory, for which all that runs inside is looked at.
+    #[serde(default)]
+    memory: bool,
 }
 
 /// Whether a removal is for good.

@@ -203,6 +203,8 @@ fn write_request(query: WriteQuery) -> Result<WriteFile, ApiError> {
         mtime: query.mtime,
         parents: query.parents,
         append: query.append,
+        in_place: false,
+        attributes: None,
     })
 }
 

@@ -5,14 +5,7 @@
 
 use std::path::PathBuf;
 
-use axum::{
-    Extension, Json,
-    body::Body as HttpBody,
-    extract::State,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use bytes::Bytes;
+use axum::{Extension, Json, body::Body as HttpBody, extract::State, http::StatusCode, response::Response};
 use den_api::{BuildImage, ImageList, ImageView, JobEvent, PullImage};
 use den_control::Job;
 use futures_util::stream;
@@ -153,18 +146,11 @@ pub(crate) async fn import(
 }
 
 fn lines(job: Job, request_id: String) -> Response {
-    let events = stream::unfold((job, request_id), |(mut job, request_id)| async move {
+    super::lines::lines(stream::unfold((job, request_id), |(mut job, request_id)| async move {
         let mut event = job.recv().await?;
         if let JobEvent::Failed { error } = &mut event {
             error.request_id.get_or_insert_with(|| request_id.clone());
         }
-        let mut line = serde_json::to_vec(&event).expect("events are plain data");
-        line.push(b'\n');
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), (job, request_id)))
-    });
-    let mut response = HttpBody::from_stream(events).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+        Some((event, (job, request_id)))
+    }))
 }

@@ -9,7 +9,8 @@ use crate::{
     extract::{Body, Path},
 };
 
-/// Changes what may be changed of a computer while it is there: when it sleeps by itself.
+/// Changes what may be changed of a computer while it is there: its size, and when it sleeps by itself. A size that
+/// cannot be is refused, and nothing is changed.
 #[utoipa::path(
     patch,
     path = "/v1/computers/{c}",
@@ -41,7 +42,7 @@ pub(crate) async fn pause(
     Body(pause): Body<PauseComputer>,
 ) -> Result<Json<ComputerView>, ApiError> {
     if pause.to_disk {
-        return Ok(Json(app.control.hibernate(&c)?));
+        return Ok(Json(app.control.hibernate(&c, &who()).await?));
     }
     Ok(Json(app.control.pause(&c, &who()).await?))
 }

@@ -86,7 +86,7 @@ pub(crate) async fn exec_socket(
     upgrade.on_upgrade(move |socket| {
         serve(socket, request, async move |source| {
             let exec = first_message(source).await?;
-            let Execution { step, output, input } = app.control.exec(&c, exec, &who()).await?;
+            let Execution { step, output, input, .. } = app.control.exec(&c, exec, &who()).await?;
             Ok(Open { step, from: 0, output, input })
         })
     })

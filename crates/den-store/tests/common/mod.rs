@@ -26,6 +26,7 @@ pub fn computer(number: u128, name: &str) -> Computer {
                 if number.is_multiple_of(2) { "even" } else { "odd" }.to_owned(),
             )]),
             entrypoint: false,
+            pool: Default::default(),
         },
         state: State::Creating,
         reason: None,

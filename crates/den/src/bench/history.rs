@@ -92,7 +92,10 @@ async fn snapshots(bench: &Bench, name: &str, mib: u32, writer: &str, runs: u32)
         tokio::time::sleep(PACE).await;
         let label = format!("bench-{run}");
         let start = Instant::now();
-        let snapshot = bench.client.snap(&view.name, &SnapRequest { label: Some(label.clone()), sync: false }).await?;
+        let snapshot = bench
+            .client
+            .snap(&view.name, &SnapRequest { label: Some(label.clone()), sync: false, memory: false })
+            .await?;
         if run > 0 {
             times.push(millis(start));
             frozen.push(snapshot.frozen_us as f64 / 1e3);
@@ -166,7 +169,7 @@ pub async fn fork_100(bench: &Bench) -> anyhow::Result<Measure> {
 pub async fn restore(bench: &Bench) -> anyhow::Result<Measure> {
     let view = bench.create("restore").await?;
     bench.run(&view.name, &["sh", "-c", "echo before > /root/file"]).await?;
-    bench.client.snap(&view.name, &SnapRequest { label: Some(BEFORE.to_owned()), sync: false }).await?;
+    bench.client.snap(&view.name, &SnapRequest { label: Some(BEFORE.to_owned()), sync: false, memory: false }).await?;
     let request = RestoreRequest { state: BEFORE.to_owned() };
     let mut times = Vec::new();
     for run in 0..=bench.runs(50) {
@@ -231,7 +234,7 @@ async fn tree(bench: &Bench) -> anyhow::Result<&Tree> {
                 "import os\nfor d in range({directories}):\n p = f'/srv/tree/{{d}}'\n os.makedirs(p)\n for f in range({files}):\n  open(f'{{p}}/{{f}}', 'w').write(f'{{d}} {{f}}\\n')\n"
             );
             bench.run(&parent, &["python3", "-c", &make]).await?;
-            bench.client.snap(&parent, &SnapRequest { label: Some(BEFORE.to_owned()), sync: false }).await?;
+            bench.client.snap(&parent, &SnapRequest { label: Some(BEFORE.to_owned()), sync: false, memory: false }).await?;
             let mut request = bench.forks("treefork", 1);
             request.state = Some(BEFORE.to_owned());
             let fork = bench.client.fork(&parent, &request).await?.items.remove(0).name;

@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
-use den_api::{ClientError, ComputerView, CreateComputer, StopComputer, client::ComputerFilter, computer::Amount};
-use den_model::{Tier, parse_duration};
+use den_api::{
+    ClientError, ComputerView, CreateComputer, MemoryView, StopComputer, client::ComputerFilter, computer::Amount,
+};
+use den_model::{PoolName, Tier, parse_duration};
 
 use super::{
     fork::parent_text,
@@ -56,6 +58,9 @@ pub struct NewArgs {
     /// Sleep by itself when nobody uses it for so long: 10m, 2h:stop
     #[arg(long, value_name = "DURATION")]
     idle: Option<String>,
+    /// The pool that it takes room of [default: default]
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
     #[command(flatten)]
     net: NewNetArgs,
 }
@@ -146,6 +151,7 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
         entrypoint: args.entrypoint,
         net: args.net.request(),
         idle: args.idle,
+        pool: args.pool,
     };
     let client = global.client()?;
     // With a key, asking again after a lost answer gives the computer that was made, not a second.
@@ -183,27 +189,39 @@ pub async fn ls(global: &Global, args: LsArgs) -> Outcome {
     } else if computers.is_empty() {
         show::line(if filtered { "no such computers" } else { "no computers; make one with: den new" })?;
     } else {
-        show::table(
-            ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "STEPS"],
-            computers.iter().map(|c| {
-                [
-                    c.name.clone(),
-                    c.state.to_string(),
-                    c.image.clone(),
-                    c.cpus.to_string(),
-                    show::size(c.memory.0),
-                    show::age(c.created_at),
-                    c.last_step.to_string(),
-                ]
-            }),
-        )?;
+        // Where all are in the default pool nobody need hear of pools.
+        let pools = computers.iter().any(|c| c.pool != PoolName::DEFAULT);
+        let heads = ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "STEPS"];
+        let row = |c: &ComputerView| {
+            [
+                c.name.clone(),
+                c.state.to_string(),
+                c.image.clone(),
+                c.cpus.to_string(),
+                show::size(c.memory.0),
+                show::age(c.created_at),
+                c.last_step.to_string(),
+            ]
+        };
+        if pools {
+            let [name, state, image, cpus, memory, age, steps] = heads;
+            show::table(
+                [name, state, "POOL", image, cpus, memory, age, steps],
+                computers.iter().map(|c| {
+                    let [name, state, image, cpus, memory, age, steps] = row(c);
+                    [name, state, c.pool.clone(), image, cpus, memory, age, steps]
+                }),
+            )?;
+        } else {
+            show::table(heads, computers.iter().map(row))?;
+        }
     }
     Ok(0)
 }
 
 /// Shows one computer.
 pub async fn info(global: &Global, args: NameArgs) -> Outcome {
-    let computer = global.client()?.computer(&args.name).await?;
+    let computer = global.client()?.computer_and_memory(&args.name).await?;
     if global.json {
         show::json(&computer)?
     } else {
@@ -247,6 +265,7 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("processes", beside(usage.map(|u| u.pids.to_string()), c.pids.to_string())),
         ("oom kills", usage.filter(|u| u.oom_kills > 0).map(|u| u.oom_kills.to_string()).unwrap_or_default()),
         ("network", format!("{}, {}", c.net, c.address)),
+        ("pool", if c.pool == PoolName::DEFAULT { String::new() } else { c.pool.clone() }),
         ("env", pairs(&c.env)),
         ("labels", pairs(&c.labels)),
         ("entrypoint", if c.entrypoint { "started at boot".to_owned() } else { String::new() }),
@@ -260,7 +279,18 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("created", format!("{} ago", show::age(c.created_at))),
         ("steps", c.last_step.to_string()),
         ("can", c.capabilities.join(" ")),
+        ("to disk", c.memory_state.as_ref().map(to_disk).unwrap_or_default()),
     ])
+}
+
+/// Whether its memory can be written to the disk, or is there.
+fn to_disk(memory: &MemoryView) -> String {
+    match (memory.on_disk, &memory.reason) {
+        (true, None) => "its memory is there, nothing of it runs".to_owned(),
+        (true, Some(reason)) => format!("its memory is there, and cannot be read back: {reason}"),
+        (false, None) => "den pause --to-disk, den fork --memory".to_owned(),
+        (false, Some(reason)) => format!("no: {reason}"),
+    }
 }
 
 /// Goes through names, goes on after a refusal, and says at the end that there was one.

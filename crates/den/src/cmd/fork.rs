@@ -28,6 +28,12 @@ pub struct ForkArgs {
     /// Labels over the parent's
     #[arg(long, short, value_name = "K=V", value_parser = pair)]
     label: Vec<(String, String)>,
+    /// The pool that they take room of; the parent's without
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
+    /// With the processes that run, where the host can
+    #[arg(long)]
+    memory: bool,
 }
 
 /// Makes computers from a state of another.
@@ -39,6 +45,8 @@ pub async fn fork(global: &Global, args: ForkArgs) -> Outcome {
         count: args.count,
         labels: args.label.into_iter().collect(),
         env: args.env.into_iter().collect(),
+        pool: args.pool,
+        memory: args.memory,
     };
     let forks = global.client()?.fork(&from.name, &request).await?;
     if global.json {

@@ -81,7 +81,11 @@ pub async fn resume(global: &Global, args: ResumeArgs) -> Outcome {
 pub async fn idle(global: &Global, args: IdleArgs) -> Outcome {
     let client = global.client()?;
     let computer = match args.time {
-        Some(time) => client.change_computer(&args.name, &ChangeComputer { idle: Some(time) }).await?,
+        Some(time) => {
+            client
+                .change_computer(&args.name, &ChangeComputer { idle: Some(time), ..ChangeComputer::default() })
+                .await?
+        }
         None => client.computer(&args.name).await?,
     };
     if global.json {

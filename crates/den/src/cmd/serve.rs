@@ -49,6 +49,10 @@ pub fn run(global: &Global, args: ServeArgs) -> Outcome {
     let settings = Settings::gather(global, args)?;
     log(settings.log_format)?;
     raise_descriptors();
+    // Gate, launcher and agents begin below this thread and are waited for no less.
+    if let Err(error) = den_sys::slice::shorten() {
+        tracing::debug!(%error, "requests may wait for computers that keep all processors busy");
+    }
     let token = token(&settings.data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers())
@@ -88,11 +92,19 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
         net: settings.net.clone(),
         keep_states: settings.keep_states,
         trash_for: settings.trash_for,
+        sync_steps: settings.sync_steps,
+        criu: settings.criu.clone(),
     });
     let control = opened.await.map_err(|error| {
         let hint = error.hint.clone().unwrap_or_else(|| "what this host lacks says: den doctor".to_owned());
-        Trouble::new(chain(&error)).hint(hint)
+        Trouble::new(format_args!("{} ({})", chain(&error), error.code)).hint(hint)
     })?;
+    if let Some(plan) = settings.backup.clone() {
+        control.schedule_backups(plan).map_err(|error| {
+            let hint = error.hint.clone().unwrap_or_default();
+            Trouble::new(format_args!("{} ({})", chain(&error), error.code)).hint(hint)
+        })?;
+    }
     let client = ClientFile { url: format!("http://{}", reachable(address)), token: token.expose().to_owned() };
     let text = serde_json::to_string(&client).expect("two texts");
     write_private(&settings.data, "client.json", &text)?;
@@ -100,6 +112,13 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
     notify(b"READY=1");
     let stop = CancellationToken::new();
     let router = den_server::router(control.clone(), token, stop.clone(), settings.metrics);
+    let router = match settings.e2b {
+        true => {
+            let e2b = den_e2b::E2b::open(control.clone(), &settings.data).await;
+            e2b.map_err(|error| Trouble::new(chain(&error)))?.router(router)
+        }
+        false => router,
+    };
     let stopped = stop.clone();
     let ending = async move {
         tokio::select! {

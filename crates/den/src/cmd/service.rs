@@ -219,6 +219,8 @@ async fn only(client: &Client, name: &str, service: Option<String>) -> Result<St
 
 async fn add(global: &Global, client: &Client, args: AddArgs) -> Outcome {
     let run = match args.run {
+        // An empty line would be started again and again; as no command it is refused.
+        Some(line) if line.trim().is_empty() => Vec::new(),
         Some(line) => ["sh", "-c", &line].map(str::to_owned).to_vec(),
         None => args
             .command

@@ -21,6 +21,9 @@ pub struct SnapArgs {
     /// Have everything inside written out first
     #[arg(long)]
     sync: bool,
+    /// With the processes that run, where the host can
+    #[arg(long)]
+    memory: bool,
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +66,7 @@ fn described(snapshot: &SnapshotView) -> String {
 
 /// Keeps the state as it is now.
 pub async fn snap(global: &Global, args: SnapArgs) -> Outcome {
-    let request = SnapRequest { label: args.label, sync: args.sync };
+    let request = SnapRequest { label: args.label, sync: args.sync, memory: args.memory };
     let snapshot = global.client()?.snap(&args.name, &request).await?;
     if global.json {
         show::json(&snapshot)?;

@@ -8,7 +8,7 @@ use crate::{find::Global, report::Outcome, show};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example: den undo  |  den undo web  |  den undo web --as web-2  |  den undo --list\n\
-                  Takes back rm, restore, merge and net; again, what was done before that.")]
+                  Takes back rm, restore, merge, net and resize; again, what was done before that.")]
 pub struct UndoArgs {
     /// What was done to this one, one in the trash included [default: what was done last]
     name: Option<String>,

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use den_control::Criu;
 use den_model::Bytes;
 
 use super::{Check, line, nearest, program};
@@ -15,15 +16,18 @@ const MEMORY_BYTES_GOOD: u64 = 1 << 30;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// What many computers on one kernel want: limits that all of them share.
-const SHARED: [(&str, u64); 7] = [
+const SHARED: [(&str, u64); 6] = [
     ("fs.file-max", 1 << 30),
     ("fs.inotify.max_user_instances", 8192),
     ("fs.inotify.max_user_watches", 1 << 20),
     ("vm.max_map_count", 1 << 20),
     ("kernel.pid_max", 1 << 22),
     ("kernel.pty.max", 4096),
-    ("fs.mount-max", 100_000),
 ];
+
+/// Mounts of one mount namespace. The kernel holds up every look at a path, on all processors, for as long as it
+/// takes to copy or undo the mounts of a namespace: a third of a second for 100,000.
+const MOUNTS_GOOD: i64 = 4096;
 
 /// What keeps a root inside from learning about or reaching the host: setting, least, most.
 const HARDENING: [(&str, i64, i64); 10] = [
@@ -39,8 +43,8 @@ const HARDENING: [(&str, i64, i64); 10] = [
     ("fs.protected_regular", 1, 2),
 ];
 
-pub(super) fn checks(run: &Path) -> Vec<Check> {
-    vec![memory(), swap(), memory_to_disk(), shared(), hardening(), sockets(run), builder(), nftables()]
+pub(super) fn checks(data: &Path, run: &Path) -> Vec<Check> {
+    vec![memory(), swap(), memory_to_disk(data), shared(), mounts(), hardening(), sockets(run), builder(), nftables()]
 }
 
 fn meminfo(key: &str) -> Option<u64> {
@@ -73,12 +77,12 @@ fn swap() -> Check {
     }
 }
 
-/// Den does not use it yet where it is there.
-fn memory_to_disk() -> Check {
-    let means = "`den pause --to-disk` and `den fork --memory` are refused";
-    match program("criu") {
-        Some(path) => Check::warn("criu", format!("{}: this Den does not use it yet", path.display()), means),
-        None => Check::warn("criu", "none; 4.2 or newer would be wanted", means),
+fn memory_to_disk(data: &Path) -> Check {
+    let named = std::env::var_os("DEN_CRIU").map(PathBuf::from);
+    match Criu::find(named.as_deref(), data) {
+        Ok(Criu { program, version }) => Check::ok("criu", format!("{version}, {}", program.display())),
+        Err(why) => Check::warn("criu", why, "`den pause --to-disk` is refused")
+            .fix("install CRIU 4.2 or newer, or name one: den serve --criu FILE"),
     }
 }
 
@@ -100,6 +104,16 @@ fn shared() -> Check {
     let fix: Vec<_> = low.iter().map(|(name, _, wanted)| format!("{name}={wanted}")).collect();
     Check::warn("shared limits", found.join(", "), "all computers share these, and hundreds will meet them")
         .fix(format!("sysctl -w {}", fix.join(" ")))
+}
+
+fn mounts() -> Check {
+    let found = setting("fs.mount-max").unwrap_or(0);
+    if (1..=MOUNTS_GOOD).contains(&found) {
+        return Check::ok("mounts", format!("{found} in each computer at most"));
+    }
+    let means = "one computer that mounts without end makes all others wait, for longer the more it may have";
+    Check::warn("mounts", format!("fs.mount-max {found} > {MOUNTS_GOOD}"), means)
+        .fix(format!("sysctl -w fs.mount-max={MOUNTS_GOOD}"))
 }
 
 fn hardening() -> Check {

@@ -12,7 +12,7 @@ use std::{
 use den_sys::{
     SysError, clone,
     mount::{self, LayersBy, OverlayPlan},
-    seccomp::Filter,
+    seccomp::{Answers, Filter},
 };
 
 use super::{Check, Status, line, program};
@@ -45,6 +45,7 @@ pub(super) fn checks(near: &Path) -> Vec<Check> {
     let mut checks = vec![version(), clone3(), pidfd(), namespaces()];
     checks.extend(layers(near));
     checks.push(seccomp());
+    checks.push(share());
     checks
 }
 
@@ -187,12 +188,28 @@ fn layers(near: &Path) -> Vec<Check> {
 
 fn seccomp() -> Check {
     // A filter holds for its thread and ends with it.
-    let tried = std::thread::spawn(|| Filter::of_a_computer().install()).join();
+    let tried = std::thread::spawn(|| Filter::of_a_computer(Answers::Kernel).install()).join();
     let tried = match tried {
         Ok(result) => result.map(|()| "a computer's filter installs".to_owned()).map_err(|error| error.to_string()),
         Err(_) => Err("the trial panicked".to_owned()),
     };
     Check::tried("seccomp", tried, Status::Fail, "calls that reach out of a computer could not be refused", None)
+}
+
+/// Whether programs inside can be shown their computer's share: files by FUSE, calls by a filter's listener.
+fn share() -> Check {
+    let files = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let fuse = files.lines().any(|line| line.split_whitespace().last() == Some("fuse"));
+    // The filter ends with its thread, and the listener before it: nothing is asked meanwhile.
+    let calls = std::thread::spawn(|| Filter::of_a_computer(Answers::Listener).install_heard().map(drop)).join();
+    let tried = match (fuse, calls) {
+        (false, _) => Err("no FUSE in /proc/filesystems".to_owned()),
+        (true, Ok(Ok(()))) => Ok("processors, memory and disk are a computer's own inside".to_owned()),
+        (true, Ok(Err(error))) => Err(format!("no listener: {error}")),
+        (true, Err(_)) => Err("the trial panicked".to_owned()),
+    };
+    let fix = (!fuse).then_some("modprobe fuse");
+    Check::tried("share", tried, Status::Warn, "nproc, free or df inside show the host", fix)
 }
 
 /// What the directory lies on, by its statfs magic.

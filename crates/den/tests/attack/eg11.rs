@@ -17,7 +17,7 @@ fn metadata_is_refused_in_every_posture() {
          for text in ('2852039166', '0xa9fea9fe', '169.254.169.254', '[::ffff:169.254.169.254]', '[fd00:ec2::254]'):\n\
          \x20since = time.monotonic()\n\
          \x20code = os.system(f\"curl -sf -o /dev/null -m 4 --noproxy '*' 'http://{{text}}/latest/'\") >> 8\n\
-         \x20say(end='refused' if code in (7, 22, 56) else 'curl %d' % code, ms=ms(since))\n\
+         \x20say(end='refused' if code in (7, 22, 55, 56) else 'curl %d' % code, ms=ms(since))\n\
          for text in ('2852039166', '0xa9fea9fe', '169.254.169.254', '0251.0376.0251.0376'):\n\
          \x20say(dns=dns(text))"
     );

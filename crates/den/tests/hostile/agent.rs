@@ -45,10 +45,29 @@ fn an_agent_that_answers_nobody_is_said_and_ended() {
         .post("/v1/computers/c/steps", &serde_json::json!({"argv": ["python3", "-c", script], "detach": true}));
     reply.expect(202);
     std::thread::sleep(Duration::from_secs(1));
-    // A command is refused after a while, and not kept waiting for ever.
-    let ran = world.house.sh("c", "echo never");
-    assert!(ran.code != 0 && ran.stdout.is_empty(), "{ran:?}");
-    assert!(ran.stderr.contains("does not answer"), "{ran:?}");
+    // A command and a file are refused after a while, and not kept waiting for ever.
+    let asked = [
+        ("GET", "/v1/computers/c/files/list?path=/root", ""),
+        ("GET", "/v1/computers/c/files?path=/etc/hostname", ""),
+        ("GET", "/v1/computers/c/files/stat?path=/etc", ""),
+        ("PUT", "/v1/computers/c/files?path=/root/new", "text"),
+        ("POST", "/v1/computers/c/files", r#"{"op":"mkdir","path":"/root/new"}"#),
+        ("GET", "/v1/computers/c/tar?path=/etc", ""),
+        ("GET", "/v1/computers/c/ports", ""),
+    ];
+    std::thread::scope(|scope| {
+        let house = &world.house;
+        for (method, path, body) in asked {
+            scope.spawn(move || {
+                let headers = [("content-type", "application/json")];
+                let reply = house.api().request(method, path, &headers, body.as_bytes());
+                reply.refusal(502, "agent_lost");
+            });
+        }
+        let ran = house.sh("c", "echo never");
+        assert!(ran.code != 0 && ran.stdout.is_empty(), "{ran:?}");
+        assert!(ran.stderr.contains("does not answer"), "{ran:?}");
+    });
     assert_eq!(world.house.sh("n", "cat /root/mine").ok(), "mine");
     world.house.den(&["stop", "c", "--grace", "100ms"]).ok();
     world.house.den(&["start", "c"]).ok();

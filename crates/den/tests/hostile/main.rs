@@ -23,5 +23,6 @@ mod memory;
 mod mounts;
 mod namespaces;
 mod processes;
+mod storms;
 mod terminals;
 mod watches;

@@ -43,10 +43,13 @@ pub fn run(request: Request, mut conn: Blocking) {
         Request::Symlink { path, target } => {
             rustix::fs::symlinkat(&target[..], CWD, &path[..]).map_err(at(&path)).map(done)
         }
-        Request::Watch { path, recursive } => watch::watch(&mut conn, &path, recursive).map(|()| None),
+        Request::Watch { path, recursive, plain } => watch::watch(&mut conn, &path, recursive, plain).map(|()| None),
         Request::TarOut { path, follow } => tar_out::tar_out(&mut conn, &path, follow).map(|()| None),
         Request::TarIn { path, owner, rename } => {
             tar_in::tar_in(&mut conn, &path, owner.as_deref(), rename.as_ref().map(|name| &name[..])).map(done)
+        }
+        Request::Attributes { paths, prefix } => {
+            xattr::of_paths(&paths, &prefix).map(|all| Some(Reply::Attributes(all)))
         }
         Request::Apply(request) => apply::apply(&mut conn, &request).map(done),
         // Answered on the one thread.

@@ -27,13 +27,14 @@ use super::tree::names;
 const MOVE_WAIT_NANOS: i64 = 5_000_000;
 
 /// Reports until either side closes, or until what is watched is gone.
-pub fn watch(conn: &mut Blocking, path: &[u8], recursive: bool) -> Outcome<()> {
+pub fn watch(conn: &mut Blocking, path: &[u8], recursive: bool, plain: bool) -> Outcome<()> {
     let stat = rustix::fs::statat(CWD, path, AtFlags::empty()).map_err(at(path))?;
     let inotify = Inotify::new().map_err(|error| limit(error.errno, "inotify instances", path))?;
     let mut watching = Watching {
         inotify,
         root: path.to_vec(),
         recursive: recursive && kind(&stat) == FileType::Directory,
+        plain,
         paths: HashMap::new(),
         scanned: HashSet::new(),
         moved_from: None,
@@ -103,6 +104,8 @@ struct Watching {
     inotify: Inotify,
     root: Vec<u8>,
     recursive: bool,
+    /// See `Request::Watch`.
+    plain: bool,
     /// Of each watch, relative to the root.
     paths: HashMap<i32, Vec<u8>>,
     /// Reported from a scan while an event for it may still be in the queue.
@@ -126,10 +129,12 @@ impl Watching {
             let mut flags = WatchFlags::CREATE
                 | WatchFlags::DELETE
                 | WatchFlags::MODIFY
-                | WatchFlags::CLOSE_WRITE
                 | WatchFlags::MOVED_FROM
                 | WatchFlags::MOVED_TO
                 | WatchFlags::ATTRIB;
+            if !self.plain {
+                flags |= WatchFlags::CLOSE_WRITE;
+            }
             if path.is_empty() {
                 flags |= WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
             } else {
@@ -163,7 +168,7 @@ impl Watching {
     fn change(&mut self, kind: ChangeKind, path: Vec<u8>) {
         let change = Change { kind, path: ByteVec::from(path), from: None };
         // The same of one batch is said once: a write is many events.
-        let repeats = matches!(kind, ChangeKind::Written | ChangeKind::Attributes);
+        let repeats = !self.plain && matches!(kind, ChangeKind::Written | ChangeKind::Attributes);
         if !(repeats && self.changes.contains(&change)) {
             self.changes.push(change);
         }
@@ -176,7 +181,13 @@ impl Watching {
             if is_dir {
                 self.forget(&path);
             }
-            self.change(ChangeKind::Removed, path);
+            match self.plain {
+                true => {
+                    let (path, from) = (ByteVec::from(Vec::new()), Some(ByteVec::from(path)));
+                    self.changes.push(Change { kind: ChangeKind::Moved, path, from });
+                }
+                false => self.change(ChangeKind::Removed, path),
+            }
         }
     }
 

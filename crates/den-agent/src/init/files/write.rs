@@ -7,6 +7,9 @@
 //! Whoever reads the path sees the old file or the new one. A temporary file is gone whatever goes
 //! wrong. A target that is a mount (such as /etc/resolv.conf may be) cannot be renamed over: its
 //! contents are replaced in place.
+//!
+//! What is asked to be written in place, or added to the end, has no temporary file: readers see it
+//! grow, and what breaks off leaves what came until then.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +24,7 @@ use rustix::io::Errno;
 use super::super::conn::Blocking;
 use super::super::failure::{Outcome, at, bad, failure, from_errno, text};
 use super::super::users::Users;
-use super::{describe, edit, kind};
+use super::{describe, edit, kind, xattr};
 
 /// Runs of zeros become holes in pieces of this many bytes.
 const HOLE_BYTES: usize = 64 << 10;
@@ -41,7 +44,13 @@ pub fn write(conn: &mut Blocking, request: &WriteFile) -> Outcome<Reply> {
     }
     let path = resolve_last(&request.path)?;
     let (parent, name) = split(&path)?;
-    let parent = open_parent(parent, request.parents)?;
+    let parent = match request.in_place && request.parents {
+        true => {
+            edit::make_dir(parent, None, true, request.owner.as_deref())?;
+            open_parent(parent, false)?
+        }
+        false => open_parent(parent, request.parents)?,
+    };
     let there = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Some(stat),
         Err(Errno::NOENT) => None,
@@ -54,9 +63,10 @@ pub fn write(conn: &mut Blocking, request: &WriteFile) -> Outcome<Reply> {
     }
 
     let place = Place { parent: parent.as_fd(), name, path: &path };
-    let file = match request.append {
-        true => append(conn, request, &place, there.as_ref(), owner)?,
-        false => replace(conn, request, &place, there.as_ref(), owner)?,
+    let file = match (request.append, request.in_place) {
+        (true, _) => append(conn, request, &place, there.as_ref(), owner)?,
+        (false, true) => in_place(conn, request, &place, owner)?,
+        (false, false) => replace(conn, request, &place, there.as_ref(), owner)?,
     };
     let stat = rustix::fs::fstat(&file).map_err(at(&path))?;
     Ok(Reply::Stat(describe(request.path.to_vec(), &stat, None, &mut users)))
@@ -86,6 +96,26 @@ fn append(
     receive(conn, &file, &mut position, place.path)?;
     if there.is_none() || owner.is_some() || request.mode.is_some() {
         set_owner_and_mode(&file, owner, request.mode).map_err(&fail)?;
+    }
+    set_mtime(&file, request.mtime).map_err(&fail)?;
+    Ok(file)
+}
+
+/// Made or emptied, owned, then written: what breaks off leaves what came until then.
+fn in_place(conn: &mut Blocking, request: &WriteFile, place: &Place<'_>, owner: Owner) -> Outcome<OwnedFd> {
+    let fail = at(place.path);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mode = Mode::from_raw_mode(request.mode.unwrap_or(MODE_DEFAULT));
+    let file = rustix::fs::openat(place.parent, place.name, flags, mode).map_err(&fail)?;
+    set_owner_and_mode(&file, owner, request.mode).map_err(&fail)?;
+    if let Some(attributes) = &request.attributes {
+        xattr::replace(&file, attributes).map_err(&fail)?;
+    }
+    let mut position = 0;
+    receive(conn, &file, &mut position, place.path)?;
+    // The end may be a hole; a length that is right already is not set, for that would be told to who watches.
+    if rustix::fs::fstat(&file).map_err(&fail)?.st_size as u64 != position {
+        rustix::fs::ftruncate(&file, position).map_err(&fail)?;
     }
     set_mtime(&file, request.mtime).map_err(&fail)?;
     Ok(file)

@@ -13,7 +13,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use den_api::{NetLimitsChange, client::DATA_DEFAULT};
 use den_control::{
-    HouseNet,
+    BACKUP_EVERY_MIN, BACKUP_KEEP_MAX, BackupPlan, HouseNet,
     limits::{STATES_NEWEST, TRASH_FOR, TRASH_FOR_MAX},
 };
 use den_gate::policy::{NetLimits, Posture, PrivateTarget};
@@ -23,6 +23,8 @@ use serde::Deserialize;
 
 use crate::{cmd::net::limits, find::Global, report::Trouble};
 
+/// How often backups are made where that is not said.
+const BACKUP_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// Read where it is there and no other is named.
 const CONFIG_DEFAULT: &str = "/etc/den/den.toml";
 /// Loopback, for a token over plain HTTP is safe nowhere else.
@@ -68,6 +70,12 @@ pub struct ServeArgs {
     /// How long removed computers lie in the trash; 0: none, they go at once [default: 24h]
     #[arg(long, env = "DEN_TRASH_FOR", hide_env = true, value_name = "DURATION")]
     trash_for: Option<String>,
+    /// Answer a command only when all it did survives the end of power; else it does a second later
+    #[arg(long, env = "DEN_SYNC_STEPS", hide_env = true)]
+    sync_steps: bool,
+    /// CRIU 4.2 or newer, for `den pause --to-disk` [default: criu/criu in the data folder, or in PATH]
+    #[arg(long, env = "DEN_CRIU", hide_env = true, value_name = "FILE")]
+    criu: Option<PathBuf>,
     /// How new computers face the network: open, guarded or sealed [default: open]
     #[arg(long, env = "DEN_NET", hide_env = true, value_name = "POSTURE")]
     net: Option<String>,
@@ -83,12 +91,30 @@ pub struct ServeArgs {
     /// How the log is written: text or json [default: text]
     #[arg(long, env = "DEN_LOG_FORMAT", hide_env = true, hide_possible_values = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Back all of it up there by the clock: a folder, or s3://BUCKET/PREFIX
+    #[arg(long, env = "DEN_BACKUP", hide_env = true, value_name = "TO")]
+    backup: Option<String>,
+    /// How often [default: 6h]
+    #[arg(long, env = "DEN_BACKUP_EVERY", hide_env = true, value_name = "DURATION")]
+    backup_every: Option<String>,
+    /// How many newest backups are kept there [default: all]
+    #[arg(long, env = "DEN_BACKUP_KEEP", hide_env = true, value_name = "N")]
+    backup_keep: Option<usize>,
+    /// A file with lines AWS_…=value, mode 0600 [default: the environment]
+    #[arg(long, env = "DEN_BACKUP_CREDENTIALS", hide_env = true, value_name = "FILE")]
+    backup_credentials: Option<PathBuf>,
+    /// Keys and tokens of the house stay out of them
+    #[arg(long, env = "DEN_BACKUP_WITHOUT_SECRETS", hide_env = true)]
+    backup_without_secrets: bool,
     /// /metrics needs no token
     #[arg(long, env = "DEN_METRICS_OPEN", hide_env = true)]
     metrics_open: bool,
     /// /metrics tells of each computer too
     #[arg(long, env = "DEN_METRICS_PER_COMPUTER", hide_env = true)]
     metrics_per_computer: bool,
+    /// Does not speak to E2B's SDKs
+    #[arg(long, env = "DEN_NO_E2B", hide_env = true)]
+    no_e2b: bool,
 }
 
 /// How the log is written.
@@ -126,9 +152,17 @@ struct File {
     disk_size: Option<Bytes>,
     keep_states: Option<usize>,
     trash_for: Option<String>,
+    sync_steps: Option<bool>,
+    criu: Option<PathBuf>,
     log_format: Option<LogFormat>,
+    backup: Option<String>,
+    backup_every: Option<String>,
+    backup_keep: Option<usize>,
+    backup_credentials: Option<PathBuf>,
+    backup_without_secrets: Option<bool>,
     metrics_open: Option<bool>,
     metrics_per_computer: Option<bool>,
+    no_e2b: Option<bool>,
     net: Option<String>,
     #[serde(default)]
     private: Vec<String>,
@@ -150,7 +184,7 @@ pub struct Defaults {
 }
 
 /// Keys of the file.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 25] = [
     "data",
     "run",
     "images",
@@ -160,9 +194,17 @@ const KEYS: [&str; 17] = [
     "disk_size",
     "keep_states",
     "trash_for",
+    "sync_steps",
+    "criu",
     "log_format",
+    "backup",
+    "backup_every",
+    "backup_keep",
+    "backup_credentials",
+    "backup_without_secrets",
     "metrics_open",
     "metrics_per_computer",
+    "no_e2b",
     "net",
     "private",
     "resolver",
@@ -191,10 +233,18 @@ pub struct Settings {
     pub keep_states: usize,
     /// How long what is removed lies in the trash; 0: it goes for good at once.
     pub trash_for: Duration,
+    /// Whether a step is safe from the end of power before it is answered.
+    pub sync_steps: bool,
+    /// CRIU, where it is named.
+    pub criu: Option<PathBuf>,
+    /// Backups by the clock.
+    pub backup: Option<BackupPlan>,
     /// How the log is written.
     pub log_format: LogFormat,
     /// Who sees the metrics, and how much of them there is.
     pub metrics: MetricsSettings,
+    /// Whether E2B's SDKs are spoken to.
+    pub e2b: bool,
     /// Limits of computers that name none.
     pub defaults: Defaults,
     /// The network of computers that say nothing of it, and the gate.
@@ -232,8 +282,16 @@ impl Settings {
             resolvers: if args.resolver.is_empty() { file.resolver } else { args.resolver },
             program: Some(PathBuf::from(PROGRAM)),
         };
+        let wanted = BackupWanted {
+            to: args.backup.or(file.backup),
+            every: args.backup_every.or(file.backup_every),
+            keep: args.backup_keep.or(file.backup_keep),
+            credentials: args.backup_credentials.or(file.backup_credentials),
+            without_secrets: args.backup_without_secrets || file.backup_without_secrets.unwrap_or(false),
+        };
         let data = make_data(&data)?;
         Ok(Self {
+            backup: wanted.plan()?,
             net,
             run: args.run.or(file.run).unwrap_or_else(|| run_folder(&data)),
             images: args.images.or(file.images).unwrap_or_else(|| data.join("images")),
@@ -243,7 +301,10 @@ impl Settings {
             disk_size: args.disk_size.or(file.disk_size),
             keep_states,
             trash_for: trash_for(args.trash_for.or(file.trash_for).as_deref())?,
+            sync_steps: args.sync_steps || file.sync_steps.unwrap_or(false),
+            criu: args.criu.or(file.criu),
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
+            e2b: !(args.no_e2b || file.no_e2b.unwrap_or(false)),
             metrics: MetricsSettings {
                 open: args.metrics_open || file.metrics_open.unwrap_or(false),
                 per_computer: args.metrics_per_computer || file.metrics_per_computer.unwrap_or(false),
@@ -324,6 +385,45 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+/// What is said of backups.
+#[derive(Debug, Default)]
+struct BackupWanted {
+    to: Option<String>,
+    every: Option<String>,
+    keep: Option<usize>,
+    credentials: Option<PathBuf>,
+    without_secrets: bool,
+}
+
+impl BackupWanted {
+    fn plan(self) -> Result<Option<BackupPlan>, Trouble> {
+        let Self { to, every, keep, credentials, without_secrets } = self;
+        let Some(to) = to else {
+            let alone = [("backup_every", every.is_some()), ("backup_keep", keep.is_some())];
+            return match alone.iter().find(|(_, is)| *is) {
+                Some((name, _)) => Err(Trouble::usage(format_args!("`{name}` says nothing without `backup`"))),
+                None => Ok(None),
+            };
+        };
+        let every = match every {
+            None => BACKUP_EVERY,
+            Some(text) => den_model::parse_duration(&text)
+                .map_err(|error| Trouble::usage(format_args!("`backup_every`: {error}")).hint("for example 6h"))?,
+        };
+        if every < BACKUP_EVERY_MIN {
+            return Err(Trouble::usage("`backup_every`: less than a minute"));
+        }
+        if keep.is_some_and(|keep| !(1..=BACKUP_KEEP_MAX).contains(&keep)) {
+            return Err(Trouble::usage(format_args!("`backup_keep`: not from 1 to {BACKUP_KEEP_MAX}")));
+        }
+        if !to.starts_with('/') && !to.contains("://") {
+            let hint = "a place is a folder by its whole path, or s3://BUCKET/PREFIX";
+            return Err(Trouble::usage(format_args!("`backup`: `{to}` is no whole path")).hint(hint));
+        }
+        Ok(Some(BackupPlan { to, every, keep, without_secrets, credentials_file: credentials }))
+    }
 }
 
 /// `0` is no trash.
@@ -431,6 +531,20 @@ mod tests {
             assert!(trash_for(Some(wrong)).unwrap_err().shown().contains("trash_for"), "{wrong}");
         }
         assert_eq!(parse("trash_for = \"7d\"").unwrap().trash_for.as_deref(), Some("7d"));
+    }
+
+    #[test]
+    fn backups_are_asked_for_whole() {
+        let wanted = |to: &str, every: &str| BackupWanted {
+            to: Some(to.to_owned()).filter(|to| !to.is_empty()),
+            every: Some(every.to_owned()),
+            ..BackupWanted::default()
+        };
+        assert!(BackupWanted::default().plan().unwrap().is_none());
+        assert_eq!(wanted("/mnt/x", "90m").plan().unwrap().unwrap().every, Duration::from_secs(5400));
+        for (to, every, word) in [("", "6h", "without `backup`"), ("/x", "1s", "a minute"), ("x", "6h", "whole path")] {
+            assert!(wanted(to, every).plan().unwrap_err().shown().contains(word), "{to} {every}");
+        }
     }
 
     #[test]

@@ -1,0 +1,99 @@
+//! A dry look at what runs inside, before anything is stopped for it: what CRIU cannot write down.
+//!
+//! It may miss something, since what runs goes on meanwhile: then CRIU refuses, and the computer goes on.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// Devices that hold nothing: null, zero, full, random, urandom, tty, console and terminals.
+const HARMLESS: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
+
+/// Says what cannot be written down, and whose it is.
+pub(super) fn scan(first: u32) -> Result<(), String> {
+    let children = children();
+    let mut all = vec![first];
+    let mut at = 0;
+    while let Some(pid) = all.get(at) {
+        all.extend(children.get(pid).into_iter().flatten());
+        at += 1;
+    }
+    let space = |pid: u32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    let own = ["user", "net", "uts", "ipc", "pid", "time"].map(|kind| (kind, space(first, kind)));
+    for &pid in &all {
+        let refuse = |what: &str| Err(format!("`{}` ({}) {what}", name(pid), inside(pid)));
+        if pid == first && name(pid).starts_with("systemd") {
+            return refuse("runs the computer, and its namespaces cannot be written down");
+        }
+        for (kind, namespace) in &own {
+            if pid != first && space(pid, kind).is_some_and(|its| Some(its) != *namespace) {
+                return refuse(&format!("has a {kind} namespace of its own, as containers inside have"));
+            }
+        }
+        // The agent lets go of what it has open before it is written down.
+        for (target, _) in descriptors(pid).filter(|_| pid != first) {
+            let what = target.to_string_lossy();
+            if let Some(device) = what.strip_prefix("/dev/") {
+                let terminal =
+                    device.starts_with("pts/") || device.starts_with("shm/") || device.starts_with("mqueue/");
+                if !terminal && !HARMLESS.contains(&device) && !device.starts_with(".den/") {
+                    let means = if device == "fuse" { "serves a file system" } else { "has a device open" };
+                    return refuse(&format!("{means}: {what}"));
+                }
+            } else if let Some(kind) = what.strip_prefix("anon_inode:") {
+                let kind = kind.trim_matches(['[', ']']);
+                if ["io_uring", "inotify", "fanotify", "perf_event", "bpf-prog", "bpf-map", "userfaultfd", "seccomp"]
+                    .contains(&kind)
+                {
+                    return refuse(&format!("has {kind} open, which cannot be written down"));
+                }
+            }
+        }
+    }
+    mounts(first)
+}
+
+/// What is mounted inside that cannot be mounted again.
+fn mounts(first: u32) -> Result<(), String> {
+    let table = fs::read_to_string(format!("/proc/{first}/mountinfo")).unwrap_or_default();
+    for line in table.lines() {
+        let Some((front, back)) = line.split_once(" - ") else { continue };
+        let (Some(point), Some(kind)) = (front.split(' ').nth(4), back.split(' ').next()) else { continue };
+        let ours = point == "/" || point.starts_with("/proc/") || point.starts_with("/sys/");
+        if !ours && (kind == "overlay" || kind.starts_with("fuse") || kind == "ramfs" || kind == "nsfs") {
+            return Err(format!("a file system of the kind {kind} is mounted at {point}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whose parent is who, of all processes.
+fn children() -> HashMap<u32, Vec<u32>> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    children
+}
+
+fn descriptors(pid: u32) -> impl Iterator<Item = (std::path::PathBuf, u32)> {
+    let folder = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
+    folder.into_iter().flatten().flatten().filter_map(move |entry| Some((fs::read_link(entry.path()).ok()?, pid)))
+}
+
+fn name(pid: u32) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    text.trim_end().chars().filter(|c| !c.is_control()).collect()
+}
+
+/// Its number inside.
+fn inside(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.and_then(|numbers| numbers.split_whitespace().next_back()).unwrap_or("?").to_owned()
+}

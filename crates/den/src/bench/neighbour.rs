@@ -1,0 +1,121 @@
+//! What a computer notices of a hostile one beside it, and of its end.
+//!
+//! ```text
+//! n: `true`, again and again ─► c: attacks ─► n: again ─► c: removed, n: again ─► n: alone again
+//!    quiet                        │  p99          │ still at it?     p99                quiet
+//!                                 └────────────── over the lesser p99 of the two quiets ──┘
+//! ```
+//!
+//! The attacks are those of the suite `hostile`, which shows where each of them ends: the same files.
+//! An attack says now and then that it goes on; one that has stopped by itself gives no figure.
+
+use std::time::{Duration, Instant};
+
+use den_api::{CreateComputer, ExecRequest, computer::Amount};
+
+use super::{
+    Bench, PACE,
+    report::{Measure, millis, rank},
+    settle,
+};
+
+/// What the rows of this file begin with; alone it names all of them.
+pub const ROWS: &str = "neighbour";
+
+/// How long an attack goes on before its neighbour is measured.
+const GROW: Duration = Duration::from_secs(1);
+/// How long a neighbour is measured at most at a time.
+const LOOK_MAX: Duration = Duration::from_secs(4);
+/// Longer than all that is measured, in seconds.
+const ATTACK_SECONDS: &str = "60";
+/// Two quiets that differ more than this were none.
+const QUIET_TIMES: f64 = 2.0;
+
+/// What every attack begins with.
+const PRELUDE: &str = include_str!("../../attacks/prelude.py");
+
+macro_rules! attacks {
+    ($($name:literal)*) => {
+        &[$(($name, include_str!(concat!("../../attacks/", $name, ".py")))),*]
+    };
+}
+
+/// Rows without their first word, and what attacks.
+const ATTACKS: &[(&str, &str)] = attacks!["spin" "forks" "zombies" "traces" "timers" "memory" "disk" "files" "flushes"
+    "output" "descriptors" "watches" "sockets" "mounts" "namespaces" "links" "packets" "cgroups" "keys" "probes"];
+
+/// Measures the row `name`.
+pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure> {
+    let kind = name.strip_prefix(ROWS).and_then(|rest| rest.strip_prefix('_'));
+    let script = ATTACKS.iter().find(|(attack, _)| Some(*attack) == kind).map(|(_, script)| *script);
+    let script = script.ok_or_else(|| anyhow::anyhow!("`{name}` names no attack"))?;
+    let neighbour = bench.create("neighbour").await?.name;
+    let before = execs(bench, &neighbour, 250).await?;
+    let small = CreateComputer {
+        memory: Some(Amount("256MiB".to_owned())),
+        disk: Some(Amount("512MiB".to_owned())),
+        pids: Some(500),
+        ..bench.spec("attacker")
+    };
+    let attacker = bench.client.create(&small, None).await?.name;
+    let argv = ["python3", "-c", &format!("{PRELUDE}{script}"), ATTACK_SECONDS].map(str::to_owned).to_vec();
+    let step = bench.client.exec_detached(&attacker, &ExecRequest { argv, ..ExecRequest::default() }).await?.number;
+    tokio::time::sleep(GROW).await;
+    let begun = bench.client.step(&attacker, step).await?;
+    let beside = execs(bench, &neighbour, 300).await?;
+    let ended = bench.client.step(&attacker, step).await?;
+    let (removed, gone) = tokio::join!(bench.client.remove_now(&attacker), execs(bench, &neighbour, 100));
+    removed?;
+    let gone = gone?;
+    settle::settle().await;
+    let after = execs(bench, &neighbour, 250).await?;
+    bench.client.remove_now(&neighbour).await?;
+    if ended.end.is_some() || ended.output_bytes <= begun.output_bytes {
+        let note = format!("no figure: the attack did not go on: {:?}", ended.end);
+        return Ok(Measure::new(name, "x", Vec::new(), note).goal("≤ 2", |_| false));
+    }
+    let quiets = [rank(&before, 0.99), rank(&after, 0.99)];
+    let (quiet, loud) = (quiets[0].min(quiets[1]), quiets[0].max(quiets[1]));
+    let [p50, p99] = [0.5, 0.99].map(|part| rank(&beside, part));
+    let note = format!(
+        "`true` in a neighbour: p99 {p99:.2} ms, {:.2} while the attacker is removed, {:.2} and {:.2} in quiet before \
+         and after; p50 {p50:.2}, {:.2} in quiet{}",
+        rank(&gone, 0.99),
+        quiets[0],
+        quiets[1],
+        rank(&before, 0.5).min(rank(&after, 0.5)),
+        if loud > quiet * QUIET_TIMES { "; it was not quiet: measure again" } else { "" },
+    );
+    Ok(Measure::new(name, "x", vec![p99 / quiet], note).goal("≤ 2", |m| m.p50 <= 2.0))
+}
+
+/// How long commands take that do nothing, sorted.
+async fn execs(bench: &Bench, name: &str, usual: u32) -> anyhow::Result<Vec<f64>> {
+    let mut times = Vec::new();
+    tokio::time::sleep(PACE).await;
+    bench.run(name, &["true"]).await?;
+    let since = Instant::now();
+    for _ in 0..bench.runs(usual) {
+        let start = Instant::now();
+        bench.run(name, &["true"]).await?;
+        times.push(millis(start));
+        if since.elapsed() > LOOK_MAX {
+            break;
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ATTACKS, ROWS};
+    use crate::bench::NAMES;
+
+    #[test]
+    fn every_row_has_an_attack_and_every_attack_a_row() {
+        let rows: Vec<&str> = NAMES.into_iter().filter(|name| name.starts_with(ROWS)).collect();
+        let attacks: Vec<String> = ATTACKS.iter().map(|(attack, _)| format!("{ROWS}_{attack}")).collect();
+        assert_eq!(rows, attacks);
+    }
+}

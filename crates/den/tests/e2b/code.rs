@@ -1,0 +1,37 @@
+//! The code interpreter: its template, built as a user builds it, and E2B's own SDKs for it.
+
+use std::path::Path;
+
+use den_testkit::House;
+
+use super::{DEN, command, ran, sdk};
+
+const BUILD: [&str; 3] = ["e2b", "template", "code-interpreter"];
+
+fn python(house: &House, version: &str) {
+    let program = sdk(&format!("code-py-{version}")).join("bin/python");
+    let words = ["-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", "test_code.py"];
+    ran(command(house, &program).args(words));
+}
+
+fn javascript(house: &House, version: &str) {
+    let root = sdk(&format!("code-js-{version}"));
+    ran(command(house, Path::new("node")).env("DEN_E2B_SDK", root).args(["--test", "code.mjs"]));
+}
+
+/// One test, for the template is built of packages that come from their registries.
+#[test]
+fn code_python_and_javascript_are_run() {
+    let house = House::open(DEN);
+    let failed = house.den(&[&BUILD[..], &["--from", "no-such-image"]].concat());
+    assert!(failed.code == 1 && failed.stderr.contains("den image pull no-such-image"), "{}", failed.stderr);
+    assert_eq!(house.den(&[&BUILD[..], &["--pip", "-r"]].concat()).code, 2);
+    assert_eq!(house.den(&BUILD).ok(), "code-interpreter-v1");
+    let again = house.den(&BUILD);
+    assert!(again.code == 0 && again.stderr.contains("CACHED"), "{}", again.stderr);
+    python(&house, "2.11.5");
+    python(&house, "2.9.2");
+    javascript(&house, "2.8.0");
+    javascript(&house, "2.7.0");
+    house.close();
+}

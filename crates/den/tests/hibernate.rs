@@ -310,6 +310,34 @@ fn what_cannot_be_written_goes_on() {
     assert_eq!((state(&house, "web"), copies(&house)), ("running".to_owned(), 0));
     counts_on(&house, "web", &step, said(&house, "web", &step).len());
     house.den(&["snap", "web", "x", "--memory"]).refused(1, "with its memory");
+    // A file that shows the share: what serves it is no part of what is written down.
+    house.new_computer("top");
+    house.den(&["exec", "top", "-d", "--", "sh", "-c", "exec sleep 600 < /proc/meminfo"]).ok();
+    eventually(LONG, "it has it open", || {
+        let memory = house.json(&["info", "top"])["memory_state"].take();
+        memory["reason"].as_str().is_some_and(|why| why.contains("`sleep`") && why.contains("has /proc/meminfo open"))
+    });
+    house.den(&["pause", "top", "--to-disk"]).refused(1, "has /proc/meminfo open");
+    assert_eq!(state(&house, "top"), "running");
+}
+
+#[test]
+fn files_in_proc_show_the_share_after_memory_comes_back() {
+    let house = House::with(DEN, options());
+    house.den(&["new", "web", "--cpus", "1", "--memory", "512m"]).ok();
+    let seen = |name: &str| {
+        house.sh(name, "awk '/^MemTotal/ {print $2}' /proc/meminfo; grep -c ^processor /proc/cpuinfo").ok()
+    };
+    // As soon as it is back, while its agent still lays those files.
+    for _ in 0..5 {
+        house.den(&["pause", "web", "--to-disk"]).ok();
+        house.den(&["resume", "web"]).ok();
+    }
+    assert_eq!(seen("web"), "524288\n1");
+    house.den(&["resize", "web", "--memory", "768m"]).ok();
+    assert_eq!(seen("web"), "786432\n1");
+    house.den(&["fork", "web", "try", "--memory"]).ok();
+    assert_eq!((seen("try"), seen("web")), ("786432\n1".to_owned(), "786432\n1".to_owned()));
 }
 
 #[test]

@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// Devices that hold nothing: null, zero, full, random, urandom, tty, console and terminals.
 const HARMLESS: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
@@ -31,7 +32,7 @@ pub(super) fn scan(first: u32) -> Result<(), String> {
             }
         }
         // The agent lets go of what it has open before it is written down.
-        for (target, _) in descriptors(pid).filter(|_| pid != first) {
+        for (at, target) in descriptors(pid).filter(|_| pid != first) {
             let what = target.to_string_lossy();
             if let Some(device) = what.strip_prefix("/dev/") {
                 let terminal =
@@ -47,6 +48,9 @@ pub(super) fn scan(first: u32) -> Result<(), String> {
                 {
                     return refuse(&format!("has {kind} open, which cannot be written down"));
                 }
+            } else if fs::metadata(&at).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+                // A file of FUSE, which tells nobody outside anything: in /proc and /sys it is one of the view's.
+                return refuse(&format!("has {what} open, which is served inside"));
             }
         }
     }
@@ -81,9 +85,11 @@ fn children() -> HashMap<u32, Vec<u32>> {
     children
 }
 
-fn descriptors(pid: u32) -> impl Iterator<Item = (std::path::PathBuf, u32)> {
+/// Its open files: the link in /proc, and what it says.
+fn descriptors(pid: u32) -> impl Iterator<Item = (PathBuf, PathBuf)> {
     let folder = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
-    folder.into_iter().flatten().flatten().filter_map(move |entry| Some((fs::read_link(entry.path()).ok()?, pid)))
+    let links = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+    links.filter_map(|at| Some((at.clone(), fs::read_link(&at).ok()?)))
 }
 
 fn name(pid: u32) -> String {

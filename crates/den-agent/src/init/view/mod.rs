@@ -28,6 +28,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Weak, mpsc};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use den_sys::mount::Detached;
@@ -64,6 +65,8 @@ struct Running {
     stop: Arc<OwnedFd>,
     /// The thread's, as long as it serves it.
     listener: Weak<Listener>,
+    /// Nothing is sent: the other end goes once the files are there, or cannot be.
+    shown: mpsc::Receiver<std::convert::Infallible>,
     /// Nothing is sent: the other end is the thread's, and goes with it.
     end: mpsc::Receiver<std::convert::Infallible>,
 }
@@ -119,6 +122,7 @@ impl View {
         let (stop, started) = (event()?, event()?);
         let threads = || std::thread::Builder::new().stack_size(STACK_BYTES);
         let (of_thread, end) = mpsc::channel();
+        let (of_files, shown) = mpsc::channel();
         {
             let (stop, started, ready, listener) =
                 (stop.clone(), started.clone(), self.ready.clone(), listener.clone());
@@ -133,12 +137,15 @@ impl View {
                         None
                     }
                 };
-                let (server, mount) = share.as_ref().and_then(|share| show(share, &ready)).unzip();
+                let (server, shown) = share.as_ref().and_then(|share| show(share, &ready, of_files)).unzip();
                 if server.is_none() {
                     ready.send_replace(true);
                 }
                 serve(share, server, listener, &stop);
-                drop(mount);
+                if let Some((mount, bind)) = shown {
+                    let _ = bind.join();
+                    drop(mount);
+                }
             };
             threads().spawn(main).map_err(|error| SysError::io("thread", Path::new("view"), &error))?;
         }
@@ -153,7 +160,7 @@ impl View {
                 listener.proceed(&call);
             }
         }
-        Ok(Running { stop, listener: held, end })
+        Ok(Running { stop, listener: held, shown, end })
     }
 
     /// Takes it down: the kernel's own files are seen again. Returns the listener: as long as it is open somewhere,
@@ -173,6 +180,8 @@ impl Running {
     /// Takes the files away and has the thread end. Something of somebody inside may lie over them and never answer:
     /// so another thread does it, and is waited for only so long.
     fn end(self) {
+        // Files that are laid after they were taken away would stay, with nobody to serve them.
+        let _ = self.shown.recv_timeout(END_WAIT);
         let (taking, taken) = mpsc::channel::<std::convert::Infallible>();
         let take = move || {
             // It waits for the server too: see `show`.
@@ -219,8 +228,14 @@ fn tell(event: &OwnedFd) {
 }
 
 /// Makes the file system, and has a thread lay its files over the kernel's: that asks of the server.
-/// The mount is kept open as long as the server is: that thread must not be its last owner.
-fn show(share: &Share, ready: &watch::Sender<bool>) -> Option<(Server, Arc<Detached>)> {
+///
+/// That thread must not be the mount's last owner: it has descriptors of its own, so the one that all others have would
+/// stay open, and nothing that has one of FUSE can be written down. Whoever drops the mount waits for it first.
+fn show(
+    share: &Share,
+    ready: &watch::Sender<bool>,
+    shown: mpsc::Sender<std::convert::Infallible>,
+) -> Option<(Server, (Arc<Detached>, JoinHandle<()>))> {
     let (server, mount) = match Server::new() {
         Ok((server, mount)) => (server, Arc::new(mount)),
         Err(error) => {
@@ -231,6 +246,7 @@ fn show(share: &Share, ready: &watch::Sender<bool>) -> Option<(Server, Arc<Detac
     let known: Vec<_> = FILES.iter().filter(|(_, file, _)| file.is_known(share)).collect();
     let (ready, part_of, device) = (ready.clone(), Arc::clone(&mount), server.as_fd().as_raw_fd());
     let bind = move || {
+        let _shown = shown;
         // It waits for the server. Were the server killed with a question in hand, and its connection open here, this
         // thread would wait for ever, and nothing could end the computer.
         if let Err(error) = clone::apart_from(&[device]) {
@@ -244,7 +260,8 @@ fn show(share: &Share, ready: &watch::Sender<bool>) -> Option<(Server, Arc<Detac
         }
         ready.send_replace(true);
     };
-    std::thread::Builder::new().stack_size(STACK_BYTES).spawn(bind).ok().map(|_| (server, mount))
+    let bind = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(bind).ok()?;
+    Some((server, (mount, bind)))
 }
 
 /// Serves both until it is told to stop.

@@ -2,7 +2,7 @@
 //! is changed.
 //!
 //! ```text
-//! cgroup v2 or v1 (mounted for a moment, in the cgroup namespace)  ─► processors, memory, processes
+//! cgroup v2 or v1 (mounted for a moment, in a cgroup namespace)    ─► processors, memory, processes
 //! sysfs: the counter of its disk, which the host names              ─► disk
 //! proc, sysinfo, affinity of this process                           ─► the host, for all else
 //! ```
@@ -14,9 +14,9 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use den_sys::SysError;
 use den_sys::mount::{self, Detached};
 use den_sys::notify::{self, FileSystem};
+use den_sys::{SysError, clone};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::MountAttrFlags;
 use rustix::time::{ClockId, clock_gettime};
@@ -129,7 +129,8 @@ struct Load {
 }
 
 impl Share {
-    /// Finds what there is. `counter` is where the disk is counted, below a sysfs.
+    /// Finds what there is. `counter` is where the disk is counted, below a sysfs. This thread may have a cgroup
+    /// namespace of its own afterwards.
     pub fn find(counter: Option<&str>) -> Result<Self, SysError> {
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open =
@@ -137,7 +138,15 @@ impl Share {
         let proc = open(SPARE_PROC).or_else(|_| open("/proc"))?;
         let root = open("/")?;
         let device = device(root.as_fd()).map_err(SysError::rustix("statx", "/"))?;
-        let unified = cgroup("cgroup2", None);
+        let mut unified = cgroup("cgroup2", None);
+        if unified.is_none() {
+            // After memory came back from the disk the namespace is one that the host made, where only the host
+            // mounts. A new one begins at the same place: the agent never leaves it.
+            if let Err(error) = clone::unshare(clone::Unshare::Cgroup) {
+                eprintln!("den-agent: {error}");
+            }
+            unified = cgroup("cgroup2", None);
+        }
         let v1 = |controller: &str| cgroup("cgroup", Some(controller));
         let memory = unified.as_ref().and_then(MemoryFiles::v2).or_else(|| MemoryFiles::v1(&v1("memory")?));
         let processor =

@@ -228,10 +228,11 @@ check 120 'a pool is full when it is, and a size changes while it runs' '
     den rm --now p && den pool rm team'
 check 180 'memory goes to the disk, nothing runs, a request reads it back' '
     den new m --memory 128M && step=$(den exec -d m -- sh -c "i=0; while :; do i=\$((i+1)); echo \$i; sleep 0.2; done" | tr -dc 0-9) || exit
+    total="grep MemTotal /proc/meminfo"; sees=$(den exec m -- sh -c "$total"); echo "$sees"
     sleep 2; den pause m --to-disk && same state paused "$(state m)" && same cgroup /no-cgroup-of-m "$(cgroup_of m)" || exit
     said=$(den log m $step | wc -l); echo "said $said"; [ $said -gt 2 ] && same woken 0:: "$(den exec m -- sh -c "cut -d/ -f1 /proc/self/cgroup")" || exit
     sleep 2; den log m $step > /tmp/m; now=$(wc -l < /tmp/m); echo "now $now"; [ $now -gt $said ] && seq $now | cmp - /tmp/m &&
-    same memory $((128 << 20)) "$(value m memory.max)"'
+    same memory $((128 << 20)) "$(value m memory.max)" && same share "$sees" "$(den exec m -- sh -c "$total")"'
 check 180 'a fork with memory goes on, and so does its parent' '
     den fork m mf --memory && sleep 2 && den log mf 1 >/tmp/mf; den log m 1 >/tmp/m; tail -n 1 /tmp/m /tmp/mf
     seq $(wc -l </tmp/m) | cmp - /tmp/m && den exec mf -- hostname && same name mf "$(den exec mf -- hostname)" &&

@@ -19,6 +19,10 @@ use super::{Check, Status, line, program};
 
 /// Kernels from this one on take overlay layers as detached descriptors.
 const KERNEL_MIN: (u32, u32) = (6, 15);
+/// From the first of these on and before the second, the kernel moves a cgroup ahead of all others whenever its share
+/// of a processor is counted anew, which is at each sleep and waking of what is in it (Linux 6d71a9c61604, taken back
+/// by 101f3498b4bd): two processes that wake each other without end keep whole processors for seconds.
+const STARVES: [(u32, u32, u32); 2] = [(6, 13, 0), (6, 18, 45)];
 /// How long a child may take to be in its namespaces; it takes 2 ms.
 const CHILD_LIMIT: Duration = Duration::from_millis(500);
 /// Ids that the trials shift to: far from any user's.
@@ -42,7 +46,8 @@ const NEEDED: [(u32, &str); 12] = [
 const SYS_RESOURCE: u32 = 24;
 
 pub(super) fn checks(near: &Path) -> Vec<Check> {
-    let mut checks = vec![version(), clone3(), pidfd(), namespaces()];
+    let release = line("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut checks = vec![version(&release), scheduler(&release), clone3(), pidfd(), namespaces()];
     checks.extend(layers(near));
     checks.push(seccomp());
     checks.push(share());
@@ -74,12 +79,28 @@ pub(super) fn rights() -> Check {
     Check::ok(NAME, "root with all capabilities that Den uses")
 }
 
-fn version() -> Check {
-    let release = line("/proc/sys/kernel/osrelease").unwrap_or_default();
+/// The three numbers that a release begins with; 0 for those that it lacks.
+fn numbers(release: &str) -> (u32, u32, u32) {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
-    let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next(), next())
+}
+
+fn scheduler(release: &str) -> Check {
+    const NAME: &str = "scheduler";
+    let [first, mended] = STARVES;
+    if !(first..mended).contains(&numbers(release)) {
+        return Check::ok(NAME, "no fault known of this kernel's");
+    }
+    let means = "two processes that wake each other without end may keep all other computers waiting for seconds";
+    Check::warn(NAME, format!("Linux {release}, unless its maker has mended it"), means)
+        .fix("a kernel of 6.18.45 or later")
+}
+
+fn version(release: &str) -> Check {
+    let (found_major, found_minor, _) = numbers(release);
     let (major, minor) = KERNEL_MIN;
-    if found >= KERNEL_MIN {
+    if (found_major, found_minor) >= KERNEL_MIN {
         Check::ok("kernel", format!("Linux {release}"))
     } else {
         let means = format!("Den is made for {major}.{minor} and later; what is tried below decides");
@@ -278,5 +299,23 @@ impl Shifted {
             fs_err::write(format!("/proc/{pid}/{map}"), format!("0 {BASE} 65536"))?;
         }
         Ok(Self { namespace: File::open(format!("/proc/{pid}/ns/user"))?, _inside: inside })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{numbers, scheduler};
+    use crate::doctor::Status;
+
+    #[test]
+    fn kernels_that_starve_are_told_by_their_release() {
+        assert_eq!(numbers("6.18.44-fc-v669"), (6, 18, 44));
+        assert_eq!(numbers("7.1"), (7, 1, 0));
+        for release in ["6.13.0", "6.14.0-33-generic", "6.18.44-fc-v669"] {
+            assert_eq!(scheduler(release).status, Status::Warn, "{release}");
+        }
+        for release in ["6.1.0-44-amd64", "6.12.48+deb13-amd64", "6.18.45", "6.19.1", "7.0.0"] {
+            assert_eq!(scheduler(release).status, Status::Ok, "{release}");
+        }
     }
 }

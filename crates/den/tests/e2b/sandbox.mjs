@@ -35,6 +35,7 @@ test('a sandbox lives and is killed', async () => {
   assert.deepEqual(found.map((one) => one.sandboxId), [sandbox.sandboxId])
   const info = await sandbox.getInfo()
   assert.equal(info.state, 'running')
+  assert.equal((await Sandbox.getFullInfo(sandbox.sandboxId)).sandboxId, sandbox.sandboxId)
   await sandbox.setTimeout(90_000)
   const again = await Sandbox.connect(sandbox.sandboxId)
   assert.equal((await again.commands.run('echo hi')).stdout, 'hi\n')

@@ -16,6 +16,10 @@ const JAVASCRIPT: [&str; 3] = ["2.51.0", "2.50.0", "2.45.0"];
 const CODE_PYTHON: [(&str, &str); 2] = [("2.11.5", "2.63.0"), ("2.9.2", "2.45.0")];
 const CODE_JAVASCRIPT: [(&str, &str); 2] = [("2.8.0", "2.51.0"), ("2.7.0", "2.45.0")];
 
+/// Versions of the desktop's SDKs that are tested, likewise. Python's before 2.5 does not wait for the desktop.
+const DESKTOP_PYTHON: [(&str, &str); 2] = [("2.7.2", "2.63.0"), ("2.4.4", "2.45.0")];
+const DESKTOP_JAVASCRIPT: [(&str, &str); 2] = [("2.4.0", "2.51.0"), ("2.3.3", "2.45.0")];
+
 /// Installs those that are missing.
 pub fn ensure() -> anyhow::Result<()> {
     let root = tools::root().join("target/e2b");
@@ -27,12 +31,20 @@ pub fn ensure() -> anyhow::Result<()> {
         let packages = [format!("e2b-code-interpreter=={version}"), format!("e2b=={below}")];
         python(&root.join(format!("code-py-{version}")), &packages)?;
     }
+    for (version, below) in DESKTOP_PYTHON {
+        let packages = [format!("e2b-desktop=={version}"), format!("e2b=={below}"), "websockets".to_owned()];
+        python(&root.join(format!("desktop-py-{version}")), &packages)?;
+    }
     for version in JAVASCRIPT {
         javascript(&root.join(format!("js-{version}")), &["ws".to_owned(), format!("e2b@{version}")])?;
     }
     for (version, below) in CODE_JAVASCRIPT {
         let packages = [format!("@e2b/code-interpreter@{version}"), format!("e2b@{below}")];
         javascript(&root.join(format!("code-js-{version}")), &packages)?;
+    }
+    for (version, below) in DESKTOP_JAVASCRIPT {
+        let packages = [format!("@e2b/desktop@{version}"), format!("e2b@{below}"), "ws".to_owned()];
+        javascript(&root.join(format!("desktop-js-{version}")), &packages)?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `e2b`: what E2B's SDKs are told, so that they come here, and the templates that they expect.
 
+mod desktop;
+mod interpreter;
 mod template;
 
 use std::path::Path;
@@ -20,7 +22,7 @@ pub enum E2bCommand {
     /// The key that they show; drawn when first asked for
     #[command(after_help = "Example: export E2B_API_KEY=$(sudo den e2b key)")]
     Key,
-    /// Build a template that SDKs expect: the code interpreter's
+    /// Build a template that SDKs expect: the code interpreter's, or the desktop's
     Template(template::TemplateArgs),
 }
 

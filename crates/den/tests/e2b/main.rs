@@ -4,6 +4,7 @@
 //! Beside them what no SDK shows: that a crash leaves whole sandboxes or none, and that no input is answered by a 500.
 
 mod code;
+mod desktop;
 mod fuzz;
 mod streams;
 mod table;

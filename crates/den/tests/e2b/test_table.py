@@ -6,15 +6,17 @@ import pathlib
 import re
 
 import e2b
+import e2b_desktop
 from e2b.sandbox_sync.commands.command import Commands
 from e2b.sandbox_sync.commands.pty import Pty
 from e2b.sandbox_sync.filesystem.filesystem import Filesystem
 from e2b.template.main import TemplateBuilder
+from e2b_desktop.main import _VNCServer
 
 HERE = pathlib.Path(__file__).parent
 TABLE = (HERE / "../../../../docs/E2B.md").read_text().split("## Every method", 1)[1].split("\n## ", 1)[0]
 
-# What a name of the table is in Python, and in JavaScript's declarations.
+# What a name of the table is in Python, and in JavaScript's declarations: of `e2b`, and of `e2b-desktop`.
 CLASSES = {
     "Sandbox": ([e2b.Sandbox, e2b.AsyncSandbox], ["SandboxApi", "Sandbox"]),
     "commands": ([Commands], ["Commands"]),
@@ -27,12 +29,16 @@ CLASSES = {
     "Volume": ([e2b.Volume, e2b.AsyncVolume], ["Volume"]),
     "Secret": ([e2b.Secret, e2b.AsyncSecret], ["Secret"]),
 }
+OF_DESKTOP = {
+    "desktop": ([e2b_desktop.Sandbox], ["Sandbox"]),
+    "stream": ([_VNCServer], ["VNCServer"]),
+}
 
 
 def rows():
     for line in TABLE.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 4 and cells[0].strip("`") in CLASSES:
+        if len(cells) == 4 and cells[0].strip("`") in CLASSES | OF_DESKTOP:
             yield cells[0].strip("`"), re.findall(r"`(\w+)`", cells[1]), cells[2], re.findall(r"`(\w+)`", cells[3])
 
 
@@ -42,7 +48,8 @@ def snake(name):
 
 
 def of_python(one):
-    for name in dir(one):
+    # The desktop's has all of the sandbox's, which has rows of its own.
+    for name in vars(one) if one is e2b_desktop.Sandbox else dir(one):
         static = inspect.getattr_static(one, name)
         if not name.startswith("_") and not inspect.isclass(static) and (callable(getattr(one, name)) or isinstance(static, property)):
             yield name
@@ -62,9 +69,10 @@ def test_every_public_method_is_in_the_table():
     for name, methods, state, _ in rows():
         assert state.split(":")[0] in {"yes", "differs", "not yet", "no"}, state
         known.setdefault(name, set()).update(methods)
-    declarations = pathlib.Path(os.environ["DEN_E2B_DECLARATIONS"]).read_text()
+    declared = [pathlib.Path(os.environ[name]).read_text() for name in ("DEN_E2B_DECLARATIONS", "DEN_E2B_DESKTOP")]
     missing = []
-    for name, (python, javascript) in CLASSES.items():
+    classes = [(name, *both, text) for text, of in zip(declared, (CLASSES, OF_DESKTOP)) for name, both in of.items()]
+    for name, python, javascript, declarations in classes:
         there = {method for one in python for method in of_python(one)}
         assert there, name
         declared_there = [set(of_javascript(declarations, one)) for one in javascript]

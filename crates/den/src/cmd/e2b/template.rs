@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use den_api::Client;
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::{desktop, interpreter};
 use crate::{
     find::Global,
     report::{Outcome, Trouble},
@@ -18,69 +20,34 @@ use crate::{
 /// Between two looks at a build.
 const LOOK: Duration = Duration::from_millis(300);
 
-/// Where the interpreter lies: an environment of Python's, and the server in it.
-const PLACE: &str = "/opt/code-interpreter";
-
 /// How much of a line is shown: scripts are one, and `den log` has them whole.
 const LINE_CHARS_MAX: usize = 160;
-
-/// What the interpreter is made of, by the place below [`PLACE`]`/den`.
-const FILES: [(&str, &str); 5] = [
-    ("server.py", include_str!("interpreter/server.py")),
-    ("kernels.py", include_str!("interpreter/kernels.py")),
-    ("kernel.mjs", include_str!("interpreter/kernel.mjs")),
-    ("ready.py", include_str!("interpreter/ready.py")),
-    ("inside/den_display.py", include_str!("interpreter/den_display.py")),
-];
-
-/// What the server and its kernels need, and what charts and tables are told from.
-const NEEDED: &str = "'jupyter_client~=8.10' 'ipykernel~=7.4' 'tornado~=6.5' 'bash_kernel~=0.10.0' 'e2b-charts~=1.0' \
-                      'matplotlib~=3.11' numpy pandas pillow";
-
-/// Installs what the image lacks that the rest needs.
-const BASICS: &str = r#"
-missing=
-command -v python3 >/dev/null && python3 -c 'import venv, ensurepip' 2>/dev/null || missing="python3 python3-venv"
-command -v node >/dev/null && command -v npm >/dev/null || missing="$missing nodejs npm"
-[ -n "$missing" ] || exit 0
-command -v apt-get >/dev/null || { echo "the image lacks $missing, and has no apt-get" >&2; exit 1; }
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update && apt-get -qq -y --no-install-recommends install $missing </dev/null
-"#;
-
-/// Has kernels and shells find what was installed, and be quick at their first start.
-const SETTLE: &str = r#"
-set -e
-cd /opt/code-interpreter
-bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' | {
-    read -r site
-    echo /opt/code-interpreter/den/inside >"$site/den.pth"
-}
-bin/python -m bash_kernel.install --sys-prefix
-echo 'PATH=/opt/code-interpreter/bin:$PATH' >/etc/profile.d/code-interpreter.sh
-bin/python -c 'import matplotlib.pyplot, pandas, e2b_charts'
-bin/python -m compileall -q den
-chown -R user: .
-"#;
 
 /// A template that SDKs expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Known {
     /// `code-interpreter-v1`, for `e2b-code-interpreter`: Python, JavaScript, TypeScript and bash
     CodeInterpreter,
+    /// `desktop`, for `e2b-desktop`: a screen with XFCE that commands use, shown by noVNC
+    Desktop,
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example: den e2b template code-interpreter --pip 'scipy scikit-learn requests'\n\
-                        It is built of packages of Debian, PyPI and npm, as a computer of this house reaches them.")]
+#[command(
+    after_help = "Example: den e2b template code-interpreter --pip scipy  |  den e2b template desktop --apt gimp\n\
+                        It is built of packages of Debian, PyPI and npm, as a computer of this house reaches them."
+)]
 pub struct TemplateArgs {
     /// Which
     #[arg(value_name = "TEMPLATE")]
     which: Known,
-    /// The image that it begins as: Debian's kind, or one with python3, venv, node and npm
+    /// The image that it begins as: Debian's kind, or for the code interpreter one with python3, venv, node and npm
     #[arg(long, value_name = "IMAGE", default_value = "base")]
     from: String,
-    /// Further packages of PyPI, beside numpy, pandas, matplotlib and pillow
+    /// Further packages of Debian's
+    #[arg(long, value_name = "PACKAGES", value_delimiter = ' ')]
+    apt: Vec<String>,
+    /// Further packages of PyPI for the code interpreter, beside numpy, pandas, matplotlib and pillow
     #[arg(long, value_name = "PACKAGES", value_delimiter = ' ')]
     pip: Vec<String>,
     /// CPUs of its sandboxes
@@ -94,10 +61,60 @@ pub struct TemplateArgs {
     no_cache: bool,
 }
 
+/// What a build is asked for.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Plan<'a> {
+    from_image: &'a str,
+    force: bool,
+    steps: Vec<Value>,
+    #[serde(flatten)]
+    start: Option<Start>,
+}
+
+/// What runs in each sandbox, and the command that ends with 0 once it is ready.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Start {
+    pub start_cmd: String,
+    pub start_user: &'static str,
+    pub start_restart: &'static str,
+    pub ready_cmd: String,
+}
+
+/// A step: what a shell does as root.
+pub fn as_root(script: &str) -> Value {
+    json!({ "type": "RUN", "args": [script, "root"] })
+}
+
+/// A script that installs packages of Debian's.
+pub fn apt_install(packages: &str) -> String {
+    format!(
+        "command -v apt-get >/dev/null || {{ echo 'the image has no apt-get' >&2; exit 1; }}\n\
+         export DEBIAN_FRONTEND=noninteractive\n\
+         apt-get -qq update && apt-get -qq -y --no-install-recommends install {packages} </dev/null"
+    )
+}
+
+impl Known {
+    /// What SDKs call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::CodeInterpreter => "code-interpreter-v1",
+            Self::Desktop => "desktop",
+        }
+    }
+}
+
 /// Builds it, and says what the build says.
 pub async fn run(global: &Global, client: &Client, key: &str, args: &TemplateArgs) -> Outcome {
-    let Known::CodeInterpreter = args.which;
-    let name = "code-interpreter-v1";
+    let apt = packages(&args.apt, "Debian", is_debian)?;
+    let pip = packages(&args.pip, "PyPI", interpreter::is_package)?;
+    if args.which == Known::Desktop && !pip.is_empty() {
+        return Err(Trouble::usage("`--pip` is for the code interpreter")
+            .hint("packages of Debian go into a desktop: `--apt 'python3-requests'`"));
+    }
+    let name = args.which.name();
     let mut wanted = json!({ "name": name });
     if let Some(cpus) = args.cpus {
         wanted["cpuCount"] = cpus.into();
@@ -107,17 +124,20 @@ pub async fn run(global: &Global, client: &Client, key: &str, args: &TemplateArg
     }
     let made = client.e2b(key, "/v3/templates", Some(&wanted)).await?;
     let (template, build) = (text(&made, "templateID")?, text(&made, "buildID")?);
-    let archive = archive().map_err(|error| Trouble::io("the files of the template", &error))?;
-    let hash = blake3::hash(&archive).to_hex().to_string();
-    let place = client.e2b(key, &format!("/templates/{template}/files/{hash}"), None).await?;
-    if place["present"] != true {
-        let url = text(&place, "url")?;
-        let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest[at..].to_owned()));
-        let path = path.ok_or_else(|| Trouble::new(format_args!("the daemon's `{url}` is no place to upload to")))?;
-        client.e2b_upload(&path, archive).await?;
+    let (mut steps, start) = match args.which {
+        Known::CodeInterpreter => {
+            let archive = interpreter::archive().map_err(|error| Trouble::io("the files of the template", &error))?;
+            let hash = upload(client, key, &template, archive).await?;
+            (interpreter::steps(&pip, &hash), Some(interpreter::start()))
+        }
+        Known::Desktop => (desktop::steps(), None),
+    };
+    if !apt.is_empty() {
+        steps.push(as_root(&apt_install(&apt.join(" "))));
     }
+    let plan = Plan { from_image: &args.from, force: args.no_cache, steps, start };
     let builds = format!("templates/{template}/builds/{build}");
-    client.e2b(key, &format!("/v2/{builds}"), Some(&plan(args, &hash)?)).await?;
+    client.e2b(key, &format!("/v2/{builds}"), Some(&json!(plan))).await?;
     follow(client, key, &builds).await?;
     match global.json {
         true => show::json(&json!({ "name": name, "template": template, "build": build }))?,
@@ -131,55 +151,32 @@ fn text(answer: &Value, name: &str) -> Result<String, Trouble> {
     found.ok_or_else(|| Trouble::new(format_args!("the daemon's answer has no `{name}`: {answer}")))
 }
 
-/// What the server is made of, the same bytes whenever it is made.
-fn archive() -> std::io::Result<Bytes> {
-    let mut archive = tar::Builder::new(Vec::new());
-    for (path, text) in FILES {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(text.len() as u64);
-        header.set_mode(0o644);
-        header.set_cksum();
-        archive.append_data(&mut header, path, text.as_bytes())?;
+/// Puts an archive where the steps of a template find it; returns the name that it has there.
+async fn upload(client: &Client, key: &str, template: &str, archive: Bytes) -> Result<String, Trouble> {
+    let hash = blake3::hash(&archive).to_hex().to_string();
+    let place = client.e2b(key, &format!("/templates/{template}/files/{hash}"), None).await?;
+    if place["present"] != true {
+        let url = text(&place, "url")?;
+        let path = url.split_once("://").and_then(|(_, rest)| rest.find('/').map(|at| rest[at..].to_owned()));
+        let path = path.ok_or_else(|| Trouble::new(format_args!("the daemon's `{url}` is no place to upload to")))?;
+        client.e2b_upload(&path, archive).await?;
     }
-    Ok(archive.into_inner()?.into())
+    Ok(hash)
 }
 
-/// Steps, and what runs in each sandbox.
-fn plan(args: &TemplateArgs, hash: &str) -> Result<Value, Trouble> {
-    let root = |script: &str| json!({ "type": "RUN", "args": [script, "root"] });
-    let pip = format!("{PLACE}/bin/pip install --quiet --no-cache-dir");
-    let mut steps = vec![
-        root(BASICS),
-        root(&format!("python3 -m venv {PLACE} && {pip} {NEEDED}")),
-        root(&format!(
-            "mkdir -p {PLACE}/den && cd {PLACE}/den && npm install --no-audit --no-fund --no-save acorn@8 sucrase@3"
-        )),
-    ];
-    let further: Vec<&str> = args.pip.iter().map(String::as_str).filter(|package| !package.is_empty()).collect();
-    if let Some(odd) = further.iter().find(|package| !is_package(package)) {
-        return Err(Trouble::usage(format_args!("`{odd}` is no package of PyPI")));
+/// The packages among the words, each of which goes into a script.
+fn packages<'a>(words: &'a [String], of: &str, is_package: fn(&str) -> bool) -> Result<Vec<&'a str>, Trouble> {
+    let packages: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
+    match packages.iter().find(|word| !is_package(word)) {
+        Some(odd) => Err(Trouble::usage(format_args!("`{odd}` is no package of {of}"))),
+        None => Ok(packages),
     }
-    if !further.is_empty() {
-        steps.push(root(&format!("{pip} '{}'", further.join("' '"))));
-    }
-    steps.push(json!({ "type": "COPY", "args": [".", format!("{PLACE}/den/"), "root", ""], "filesHash": hash }));
-    steps.push(root(SETTLE));
-    steps.push(json!({ "type": "ENV", "args": ["PATH", format!("{PLACE}/bin:$PATH")] }));
-    Ok(json!({
-        "fromImage": args.from,
-        "force": args.no_cache,
-        "steps": steps,
-        "startCmd": format!("exec {PLACE}/bin/python {PLACE}/den/server.py"),
-        "startUser": "root",
-        "startRestart": "always",
-        "readyCmd": format!("{PLACE}/bin/python {PLACE}/den/ready.py"),
-    }))
 }
 
-/// `name`, `name[extra]`, `name==1.2`.
-fn is_package(text: &str) -> bool {
+/// Whether it is `name`, `name:arch`, `name=1.2-3`, `name/release`.
+fn is_debian(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.[],=<>~!+".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+:=~/".contains(&byte))
 }
 
 /// Says what a build says until it is ready.
@@ -217,18 +214,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_words() {
+    fn packages_of_debian_are_words() {
         for (text, expected) in
-            [("scipy", true), ("a[b]>=1,<2", true), ("-r", false), ("a'b", false), ("a;b", false), ("", false)]
+            [("g++", true), ("libc6:amd64=2.36-9", true), ("-y", false), ("a;b", false), ("a b", false), ("", false)]
         {
-            assert_eq!(is_package(text), expected, "{text}");
+            assert_eq!(is_debian(text), expected, "{text}");
         }
     }
 
     #[test]
-    fn the_files_are_the_same_each_time() {
-        assert_eq!(archive().unwrap(), archive().unwrap());
-        let mut archive = tar::Archive::new(std::io::Cursor::new(archive().unwrap()));
-        assert_eq!(archive.entries().unwrap().count(), FILES.len());
+    fn a_plan_without_a_start_command_says_nothing_of_one() {
+        let plan = Plan { from_image: "base", force: false, steps: Vec::new(), start: None };
+        assert_eq!(json!(plan), json!({ "fromImage": "base", "force": false, "steps": [] }));
     }
 }

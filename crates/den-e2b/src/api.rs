@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json, Router,
     body::{Bytes, to_bytes},
-    extract::{DefaultBodyLimit, Path, Request, State},
+    extract::{DefaultBodyLimit, Extension, Path, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -31,6 +31,7 @@ use crate::{
     net, secret,
     templates::DEFAULT,
     time::{self, SECOND, now},
+    way,
 };
 
 /// The longest body of a request, in bytes.
@@ -55,6 +56,18 @@ const FORKS_MAX: i64 = 100;
 
 /// The longest `Idempotency-Key`.
 const KEY_BYTES_MAX: usize = 255;
+
+/// What a sandbox's `domain` is told to be: a request's extension. None: SDKs go by the one that they know.
+#[derive(Clone)]
+pub(crate) struct Told(Option<String>);
+
+impl Told {
+    /// The house's own domain, but to who came by a name of someone else's: that one leads here too.
+    pub(crate) fn of(e2b: &E2b, request: &Request) -> Self {
+        let domain = e2b.0.domain.as_ref().filter(|domain| !way::is_elsewhere(request, domain));
+        Self(domain.map(ToString::to_string))
+    }
+}
 
 /// All routes behind the key.
 pub(crate) fn router(e2b: E2b) -> Router {
@@ -186,25 +199,35 @@ struct AutoResume {
     enabled: bool,
 }
 
-async fn create_old(State(e2b): State<E2b>, bytes: Bytes) -> Result<Response, ApiError> {
+async fn create_old(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    bytes: Bytes,
+) -> Result<Response, ApiError> {
     let create: Create = body(&bytes)?;
     let secure = create.secure.unwrap_or(false);
-    made(&e2b, create, TIMEOUT_OLD_S, secure, None).await
+    made(&e2b, create, &told, TIMEOUT_OLD_S, secure, None).await
 }
 
-async fn create_new(State(e2b): State<E2b>, headers: HeaderMap, bytes: Bytes) -> Result<Response, ApiError> {
+async fn create_new(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response, ApiError> {
     let create: Create = body(&bytes)?;
     let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
         None => None,
         Some(Ok(key)) if !key.is_empty() && key.len() <= KEY_BYTES_MAX => Some(key.to_owned()),
         Some(_) => return Err(ApiError::bad(format!("Idempotency-Key: 1 to {KEY_BYTES_MAX} characters of ASCII"))),
     };
-    made(&e2b, create, TIMEOUT_NEW_S, true, key).await
+    made(&e2b, create, &told, TIMEOUT_NEW_S, true, key).await
 }
 
 async fn made(
     e2b: &E2b,
     create: Create,
+    told: &Told,
     timeout_s: i64,
     secure: bool,
     key: Option<String>,
@@ -259,7 +282,7 @@ async fn made(
         key,
     };
     let sandbox = e2b.create(new).await?;
-    Ok((StatusCode::CREATED, Json(short(&sandbox))).into_response())
+    Ok((StatusCode::CREATED, Json(short(&sandbox, told))).into_response())
 }
 
 fn above_zero(timeout_s: i64) -> Result<i64, ApiError> {
@@ -277,7 +300,7 @@ fn find(e2b: &E2b, id: &str) -> Result<Arc<Sandbox>, ApiError> {
 }
 
 /// A sandbox as its creation answers it.
-fn short(sandbox: &Sandbox) -> Value {
+fn short(sandbox: &Sandbox, told: &Told) -> Value {
     let facts = sandbox.facts();
     let mut view = json!({
         "templateID": facts.template,
@@ -285,7 +308,7 @@ fn short(sandbox: &Sandbox) -> Value {
         "clientID": CLIENT_ID,
         "envdVersion": ENVD_VERSION,
         "trafficAccessToken": facts.traffic_token,
-        "domain": null,
+        "domain": told.0,
     });
     if let Some(alias) = &facts.alias {
         view["alias"] = alias.as_str().into();
@@ -319,14 +342,18 @@ fn listed(sandbox: &Sandbox) -> Value {
     view
 }
 
-async fn show(State(e2b): State<E2b>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn show(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     let sandbox = find(&e2b, &id)?;
     let mut view = listed(&sandbox);
     let facts = sandbox.facts();
     if let Some(token) = &facts.token {
         view["envdAccessToken"] = token.as_str().into();
     }
-    view["domain"] = Value::Null;
+    view["domain"] = told.0.into();
     view["allowInternetAccess"] = facts.internet.into();
     if let Some(network) = &facts.network {
         view["network"] = network.clone();
@@ -404,7 +431,12 @@ struct Resume {
     auto_pause: Option<bool>,
 }
 
-async fn resume(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> Result<Response, ApiError> {
+async fn resume(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    Path(id): Path<String>,
+    bytes: Bytes,
+) -> Result<Response, ApiError> {
     let Resume { timeout, auto_pause } = body(&bytes)?;
     let timeout = above_zero(timeout.unwrap_or(TIMEOUT_OLD_S))?;
     let sandbox = find(&e2b, &id)?;
@@ -414,10 +446,15 @@ async fn resume(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) ->
     if let Some(auto_pause) = auto_pause {
         e2b.change(&sandbox, move |facts| facts.auto_pause = auto_pause).await?;
     }
-    Ok((StatusCode::CREATED, Json(short(&sandbox))).into_response())
+    Ok((StatusCode::CREATED, Json(short(&sandbox, &told))).into_response())
 }
 
-async fn connect(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> Result<Response, ApiError> {
+async fn connect(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    Path(id): Path<String>,
+    bytes: Bytes,
+) -> Result<Response, ApiError> {
     let Resume { timeout, .. } = body(&bytes)?;
     let timeout = above_zero(timeout.unwrap_or(TIMEOUT_NEW_S))?;
     let sandbox = find(&e2b, &id)?;
@@ -428,7 +465,7 @@ async fn connect(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -
             StatusCode::OK
         }
     };
-    Ok((status, Json(short(&sandbox))).into_response())
+    Ok((status, Json(short(&sandbox, &told))).into_response())
 }
 
 #[derive(Deserialize)]
@@ -437,7 +474,12 @@ struct Fork {
     count: Option<i64>,
 }
 
-async fn fork(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> Result<Response, ApiError> {
+async fn fork(
+    State(e2b): State<E2b>,
+    Extension(told): Extension<Told>,
+    Path(id): Path<String>,
+    bytes: Bytes,
+) -> Result<Response, ApiError> {
     let Fork { timeout, count } = body(&bytes)?;
     let timeout = above_zero(timeout.unwrap_or(TIMEOUT_NEW_S))?;
     let count = count.unwrap_or(1);
@@ -451,7 +493,7 @@ async fn fork(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> R
     let mut results = Vec::new();
     for _ in 0..count {
         results.push(match e2b.fork(&sandbox, timeout).await {
-            Ok(made) => json!({ "sandbox": short(&made) }),
+            Ok(made) => json!({ "sandbox": short(&made, &told) }),
             Err(error) => json!({ "error": { "code": error.status, "message": error.message } }),
         });
     }

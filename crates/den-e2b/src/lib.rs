@@ -26,6 +26,7 @@ mod book;
 mod build;
 #[cfg(test)]
 mod contract;
+mod domain;
 mod envd;
 mod error;
 mod life;
@@ -43,11 +44,13 @@ use std::{path::Path, sync::Arc};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
+    http::Uri,
     response::{IntoResponse as _, Response},
 };
 use den_control::{Control, Error, Who};
 use tower_service::Service as _;
 
+pub use domain::{Authority, AuthorityError, Domain, NoDomain, Responder};
 pub use secret::key_of;
 
 use crate::book::Book;
@@ -67,19 +70,20 @@ pub(crate) struct Inner {
     pub(crate) key: String,
     pub(crate) book: Book,
     pub(crate) shelf: build::Shelf,
+    pub(crate) domain: Option<Domain>,
 }
 
 impl E2b {
     /// Takes up the sandboxes that an earlier daemon left, and begins to end those whose time is up. The key lies in
-    /// the folder `data`, and is drawn if there is none.
+    /// the folder `data`, and is drawn if there is none. `domain` is the one whose names lead here, if there is one.
     ///
     /// Errors: what the store and the folder meet.
-    pub async fn open(control: Control, data: &Path) -> Result<Self, Error> {
+    pub async fn open(control: Control, data: &Path, domain: Option<Domain>) -> Result<Self, Error> {
         let key = key_of(data).map_err(|error| {
             Error::internal(format!("the key in {}", data.join(secret::KEY_FILE).display())).because(error)
         })?;
         let shelf = build::Shelf::open(&control, data, &key).await?;
-        let e2b = Self(Arc::new(Inner { control, key, book: Book::default(), shelf }));
+        let e2b = Self(Arc::new(Inner { control, key, book: Book::default(), shelf, domain }));
         e2b.unmake_half_made().await?;
         e2b.take_up().await?;
         e2b.clear_builds().await;
@@ -98,7 +102,15 @@ impl E2b {
         Router::new().fallback(answer).layer(DefaultBodyLimit::disable())
     }
 
-    async fn answer(&self, request: Request, mut control: Router, mut den: Router) -> Response {
+    /// The same for the domain's own listener: of Den's own routes it has none.
+    pub fn router_of_domain(self) -> Router {
+        let none = |uri: Uri| async move { error::ApiError::new(404, format!("there is nothing at {}", uri.path())) };
+        self.router(Router::new().fallback(none))
+    }
+
+    async fn answer(&self, mut request: Request, mut control: Router, mut den: Router) -> Response {
+        let told = api::Told::of(self, &request);
+        request.extensions_mut().insert(told);
         match way::of(&request) {
             way::Way::Den => never_fails(den.call(request).await),
             way::Way::Control => never_fails(control.call(request).await),

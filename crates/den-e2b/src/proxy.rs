@@ -14,7 +14,7 @@ use std::{
 use axum::{
     body::Body,
     extract::Request,
-    http::{HeaderMap, HeaderName, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header, request::Parts},
     response::Response,
 };
 use hyper::client::conn::http1;
@@ -37,7 +37,14 @@ const START_LOOK: Duration = Duration::from_millis(25);
 const STARTED_LATELY: i64 = 30 * SECOND;
 
 /// Headers of one connection, which are not passed on: RFC 9110 section 7.6.1.
-const OF_CONNECTION: [HeaderName; 4] = [header::CONNECTION, header::PROXY_AUTHENTICATE, header::TE, header::TRAILER];
+const OF_CONNECTION: [HeaderName; 6] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRAILER,
+];
 
 /// Passes a request on to a port of a sandbox.
 pub(crate) async fn proxy(e2b: &E2b, sandbox: &Arc<Sandbox>, port: u16, mut request: Request) -> Response {
@@ -68,6 +75,7 @@ pub(crate) async fn proxy(e2b: &E2b, sandbox: &Arc<Sandbox>, port: u16, mut requ
     let upgrade = is_upgrade(request.headers());
     let client = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
+    to_one(&mut parts);
     // A server is asked for a path, not for the URL.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse();
     parts.uri = path.unwrap_or_default();
@@ -106,6 +114,7 @@ pub(crate) async fn proxy(e2b: &E2b, sandbox: &Arc<Sandbox>, port: u16, mut requ
     let (mut parts, body) = response.into_parts();
     OF_CONNECTION.iter().for_each(|name| drop(parts.headers.remove(name)));
     parts.headers.remove(header::TRANSFER_ENCODING);
+    parts.headers.remove(header::UPGRADE);
     // The sender stays until the body is done, for the connection ends with it.
     let stream = http_body_util::BodyDataStream::new(body);
     let stream = futures_util::StreamExt::map(stream, move |bytes| {
@@ -137,8 +146,45 @@ async fn begins(e2b: &E2b, id: &str) -> bool {
     })
 }
 
+/// Makes HTTP/2's head one of HTTP/1.1: the host is a header, and so are all cookies together (RFC 9113 section 8.2.3).
+fn to_one(parts: &mut Parts) {
+    if parts.version != Version::HTTP_2 {
+        return;
+    }
+    parts.version = Version::HTTP_11;
+    if let Some(host) = parts.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
+        parts.headers.insert(header::HOST, host);
+    }
+    let cookies: Vec<&[u8]> = parts.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(cookies) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+        && !cookies.is_empty()
+    {
+        parts.headers.insert(header::COOKIE, cookies);
+    }
+}
+
 fn is_upgrade(headers: &HeaderMap) -> bool {
     let words = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let mut words = words.flat_map(|text| text.split(','));
     words.any(|word| word.trim().eq_ignore_ascii_case("upgrade")) && headers.contains_key(header::UPGRADE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_of_http_2_becomes_one_of_http_1() {
+        let request = Request::builder().version(Version::HTTP_2).uri("https://80-iab1.e2b.test:8443/x?y");
+        let request = request.header("cookie", "a=1").header("cookie", "b=2").body(Body::empty()).unwrap();
+        let (mut parts, _) = request.into_parts();
+        to_one(&mut parts);
+        assert_eq!(parts.version, Version::HTTP_11);
+        assert_eq!(parts.headers["host"], "80-iab1.e2b.test:8443");
+        assert_eq!(Vec::from_iter(parts.headers.get_all("cookie")), ["a=1; b=2"]);
+        let request = Request::builder().uri("http://80-iab1.e2b.test/x").header("host", "other").body(Body::empty());
+        let (mut parts, _) = request.unwrap().into_parts();
+        to_one(&mut parts);
+        assert_eq!((&parts.headers["host"], parts.headers.get("cookie")), (&HeaderValue::from_static("other"), None));
+    }
 }

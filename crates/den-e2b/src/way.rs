@@ -10,6 +10,8 @@ use std::net::IpAddr;
 
 use axum::{extract::Request, http::HeaderMap};
 
+use crate::domain::Domain;
+
 /// Whom a request is for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Way {
@@ -46,10 +48,20 @@ const CONTROL: [&str; 12] = [
     "nodes",
 ];
 
+/// The host that `request` names, with or without a port.
+fn host(request: &Request) -> &str {
+    request.uri().host().or_else(|| request.headers().get("host")?.to_str().ok()).unwrap_or("")
+}
+
+/// Whether `request` was led here by a name of someone else's: neither by an address nor by a name of `domain`.
+pub(crate) fn is_elsewhere(request: &Request, domain: &Domain) -> bool {
+    let name = without_port(host(request));
+    !is_address(name) && !domain.has(name)
+}
+
 /// Whom `request` is for.
 pub(crate) fn of(request: &Request) -> Way {
-    let host = request.uri().host().or_else(|| request.headers().get("host")?.to_str().ok()).unwrap_or("");
-    decide(host, request.headers(), request.uri().path(), request.uri().query().unwrap_or(""))
+    decide(host(request), request.headers(), request.uri().path(), request.uri().query().unwrap_or(""))
 }
 
 fn decide(host: &str, headers: &HeaderMap, path: &str, query: &str) -> Way {
@@ -151,6 +163,21 @@ mod tests {
         }
         check("den.example.com", &[], "/v1/computers", Way::Den);
         check("my-host.example.com", &[], "/v1/computers", Way::Den);
+    }
+
+    #[test]
+    fn a_name_of_another_domain_is_elsewhere() {
+        let domain: Domain = "e2b.test:8443".parse().unwrap();
+        let check = |host: &str, expected: bool| {
+            let request = Request::builder().uri("/sandboxes").header("host", host).body(axum::body::Body::empty());
+            assert_eq!(is_elsewhere(&request.unwrap(), &domain), expected, "{host}");
+        };
+        for host in ["127.0.0.1:7878", "localhost:1", "[::1]:1", "api.e2b.test:8443", "api.e2b.test", "e2b.test:1"] {
+            check(host, false);
+        }
+        for host in ["api.example.com", "sandbox.example.com:8443", "api.e2b.test.example.com"] {
+            check(host, true);
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub use error::ApiError;
 pub use extract::JSON_BYTES_MAX;
 pub use guard::{Ends, REQUEST_ID_HEADER};
 pub use routes::MetricsSettings;
-pub use serve::{CONNECTIONS_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve};
+pub use serve::{CONNECTIONS_MAX, HANDSHAKE_TIME_MAX, HEAD_TIME_MAX, LAST_WORDS_TIME_MAX, serve, serve_tls};
 pub use token::Token;
 
 use crate::routes::{

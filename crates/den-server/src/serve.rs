@@ -1,4 +1,10 @@
-//! Connections: accepting them, HTTP/1.1 on each, and ending them.
+//! Connections: accepting them, HTTP on each, and ending them.
+//!
+//! ```text
+//! plain ───────────────────────────► HTTP/1.1 ─┐
+//! TLS ─► handshake ─► ALPN ─┬─ else ──► HTTP/1.1 ─┼─► router
+//!                           └─ `h2` ──► HTTP/2 ───┘
+//! ```
 //!
 //! hyper is driven here rather than by `axum::serve` for four settings that it does not pass on:
 //! the size of the write buffer (frames of 256 KiB go out without a flush between head and
@@ -8,16 +14,22 @@
 use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::Request};
-use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::Service,
+};
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 use crate::guard::Ends;
 
@@ -31,6 +43,20 @@ pub const HEAD_TIME_MAX: Duration = Duration::from_secs(90);
 /// the last offset.
 pub const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// How long a client may take to agree on TLS.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Requests at once on one connection of HTTP/2. A client's commands and watches that go on are one each.
+const STREAMS_MAX: u32 = 1024;
+
+/// What one request, and all of a connection, may have sent that nobody has read yet, in bytes.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// A client of HTTP/2 that is silent is asked whether it is there, and let go where it does not say.
+const ASK_AFTER: Duration = Duration::from_secs(60);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+
 /// What hyper gathers before it writes, and the most that it reads at once, in bytes.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
 
@@ -42,6 +68,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 ///
 /// Errors: the listener has no address.
 pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    serve_all(listener, None, router, shutdown).await
+}
+
+/// The same over TLS: HTTP/2 for clients that offer `h2`, HTTP/1.1 for all others.
+///
+/// Errors: the listener has no address.
+pub async fn serve_tls(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    serve_all(listener, Some(TlsAcceptor::from(tls)), router, shutdown).await
+}
+
+async fn serve_all(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
     let listening = listener.local_addr()?;
     let (end, ending) = watch::channel(false);
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -58,7 +105,8 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         };
         match accepted {
             Ok((stream, peer)) => {
-                let connection = connection(stream, Ends { listening, peer }, router.clone(), ending.clone());
+                let ends = Ends { listening, peer };
+                let connection = connection(stream, tls.clone(), ends, router.clone(), ending.clone());
                 tokio::spawn(async move {
                     connection.await;
                     drop(place);
@@ -80,12 +128,33 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     Ok(())
 }
 
-async fn connection(stream: TcpStream, ends: Ends, router: Router, mut ending: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    ends: Ends,
+    router: Router,
+    ending: watch::Receiver<bool>,
+) {
     // Small frames are answers to someone who waits.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY is not set");
     }
     let service = WithEnds { inner: TowerToHyperService::new(router), ends };
+    let Some(tls) = tls else { return one(stream, service, ending).await };
+    match timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await {
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => two(stream, service, ending).await,
+        Ok(Ok(stream)) => one(stream, service, ending).await,
+        Ok(Err(error)) => tracing::debug!(%error, peer = %ends.peer, "no TLS with a client"),
+        Err(_) => tracing::debug!(peer = %ends.peer, "a client is too slow to agree on TLS"),
+    }
+}
+
+/// HTTP/1.1 until either side ends it.
+async fn one<S>(stream: S, service: WithEnds, mut ending: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let peer = service.ends.peer;
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME_MAX)
@@ -102,7 +171,34 @@ async fn connection(stream: TcpStream, ends: Ends, router: Router, mut ending: w
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%error, peer = %ends.peer, "a connection broke");
+        tracing::debug!(%error, %peer, "a connection broke");
+    }
+}
+
+/// HTTP/2 until either side ends it.
+async fn two<S>(stream: S, service: WithEnds, mut ending: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let peer = service.ends.peer;
+    let served = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(ASK_AFTER)
+        .keep_alive_timeout(ANSWER_TIME_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = async { drop(ending.wait_for(|ending| *ending).await) } => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, %peer, "a connection broke");
     }
 }
 

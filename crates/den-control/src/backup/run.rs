@@ -18,8 +18,8 @@ use crate::{Error, control::Inner, errors::chain};
 /// The copy of the database, while it is needed.
 const DATABASE: &str = ".backup.db";
 /// What of the data folder itself is backed up as other things, or belongs to this host alone.
-const HOUSE_SKIPPED: [&str; 9] =
-    ["images", "computers", "agent", "criu", "disk.btrfs", "client.json", "lost+found", "tmp", "reserve"];
+const HOUSE_SKIPPED: [&str; 10] =
+    ["images", "computers", "agent", "criu", "disk.btrfs", "client.json", "e2b.json", "lost+found", "tmp", "reserve"];
 /// What of a computer's folder is backed up as other trees, belongs to this host alone, or is memory.
 const HOME_SKIPPED: [&str; 8] =
     ["live", "live.new", "snapshots", "steps", "group", "memory", "memory.new", "memory.used"];

@@ -10,6 +10,7 @@
 //! - A client that comes while the daemon still looks for what runs waits; it is not refused.
 //! - `client.json` and `token` are there whole or not at all, and only for their owner (0600).
 
+mod names;
 mod settings;
 
 use std::{
@@ -77,6 +78,10 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
         }
     })?;
     let address = listener.local_addr().map_err(|error| Trouble::io("the listening socket", &error))?;
+    let names = match &settings.e2b_names {
+        Some(wanted) => Some(names::Names::bind(wanted, settings).await?),
+        None => None,
+    };
     let opened = Control::open(Config {
         data: settings.data.clone(),
         run: settings.run.clone(),
@@ -108,16 +113,21 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
     let client = ClientFile { url: format!("http://{}", reachable(address)), token: token.expose().to_owned() };
     let text = serde_json::to_string(&client).expect("two texts");
     write_private(&settings.data, "client.json", &text)?;
-    announce(settings, address)?;
+    names::publish(settings, names.as_ref())?;
+    announce(settings, address, names.as_ref())?;
     notify(b"READY=1");
     let stop = CancellationToken::new();
     let router = den_server::router(control.clone(), token, stop.clone(), settings.metrics);
-    let router = match settings.e2b {
+    let ended = CancellationToken::new();
+    let (router, by_name) = match settings.e2b {
         true => {
-            let e2b = den_e2b::E2b::open(control.clone(), &settings.data).await;
-            e2b.map_err(|error| Trouble::new(chain(&error)))?.router(router)
+            let domain = names.as_ref().map(|names| names.domain().clone());
+            let e2b = den_e2b::E2b::open(control.clone(), &settings.data, domain).await;
+            let e2b = e2b.map_err(|error| Trouble::new(chain(&error)))?;
+            let by_name = names.map(|names| tokio::spawn(names.serve(e2b.clone().router_of_domain(), ended.clone())));
+            (e2b.router(router), by_name)
         }
-        false => router,
+        false => (router, None),
     };
     let stopped = stop.clone();
     let ending = async move {
@@ -131,12 +141,19 @@ async fn serve(settings: &Settings, token: Token) -> Outcome {
     let ending = async move {
         ending.await;
         closing.end_followers();
+        ended.cancel();
     };
     // On the workers, as the connections are: this thread would only pass them on.
     let served = tokio::spawn(den_server::serve(listener, router, ending)).await.unwrap_or_else(|end| Err(end.into()));
+    if let Some(by_name) = by_name
+        && let Err(error) = by_name.await
+    {
+        tracing::error!(%error, "the listener of the domain has broken");
+    }
     control.close_events().await;
     served.map_err(|error| Trouble::io("cannot serve", &error))?;
     let last = if stop.is_cancelled() {
+        names::withdraw(settings);
         "den serve has ended, and all computers with it; their disks stay"
     } else {
         "den serve has ended; the computers go on, and `den serve` finds them again"
@@ -152,15 +169,16 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
 }
 
-/// Three lines: where it listens, where its data is, what to type next.
-fn announce(settings: &Settings, address: SocketAddr) -> Result<(), Trouble> {
+/// Three lines: where it listens, where its data is, what to type next; one more with a domain.
+fn announce(settings: &Settings, address: SocketAddr, names: Option<&names::Names>) -> Result<(), Trouble> {
     let data = settings.data.display();
     let named = if settings.data == Path::new(DATA_DEFAULT) { String::new() } else { format!("--data {data} ") };
     let next = match has_images(&settings.images) {
         true => format!("den {named}new web"),
         false => format!("den {named}image build; den {named}new web"),
     };
-    show::print(&format!("listening on http://{address}\ndata in {data}\nnext: {next}\n"))?;
+    let names = names.map(|names| format!("{names}: den {named}e2b env --tls\n")).unwrap_or_default();
+    show::print(&format!("listening on http://{address}\n{names}data in {data}\nnext: {next}\n"))?;
     if !address.ip().is_loopback() {
         tracing::warn!(%address, "listening beyond this host over plain HTTP: the token can be read on the way");
     }

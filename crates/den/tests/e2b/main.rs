@@ -6,6 +6,7 @@
 mod code;
 mod desktop;
 mod fuzz;
+mod names;
 mod streams;
 mod table;
 

@@ -5,7 +5,7 @@
 //! ```
 
 use std::{
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use den_control::{
     BACKUP_EVERY_MIN, BACKUP_KEEP_MAX, BackupPlan, HouseNet,
     limits::{STATES_NEWEST, TRASH_FOR, TRASH_FOR_MAX},
 };
+use den_e2b::{Domain, NoDomain};
 use den_gate::policy::{NetLimits, Posture, PrivateTarget};
 use den_model::{Bytes, Cpus, Limits};
 use den_server::MetricsSettings;
@@ -29,6 +30,10 @@ const BACKUP_EVERY: Duration = Duration::from_secs(6 * 3600);
 const CONFIG_DEFAULT: &str = "/etc/den/den.toml";
 /// Loopback, for a token over plain HTTP is safe nowhere else.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7878";
+/// Where programs ask for names; resolv.conf(5) knows no other port.
+const DNS_PORT: u16 = 53;
+/// Where names of E2B's domain are answered for the default data folder. systemd-resolved has 127.0.0.53 and .54.
+const DNS_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 5, 3)), DNS_PORT);
 /// Husks that are kept ready.
 const POOL_DEFAULT: u32 = 8;
 /// The program of this process, also once its file was replaced.
@@ -115,6 +120,12 @@ pub struct ServeArgs {
     /// Does not speak to E2B's SDKs
     #[arg(long, env = "DEN_NO_E2B", hide_env = true)]
     no_e2b: bool,
+    /// Speaks to them by names too, with TLS and certificates of its own: as e2b.test:8443; port 0 picks a free one
+    #[arg(long, env = "DEN_E2B_DOMAIN", hide_env = true, value_name = "DOMAIN:PORT")]
+    e2b_domain: Option<String>,
+    /// Where it answers for those names, or off [default: 127.0.5.3:53, or one that belongs to the data folder]
+    #[arg(long, env = "DEN_E2B_DNS", hide_env = true, value_name = "IP[:PORT]")]
+    e2b_dns: Option<String>,
 }
 
 /// How the log is written.
@@ -163,6 +174,8 @@ struct File {
     metrics_open: Option<bool>,
     metrics_per_computer: Option<bool>,
     no_e2b: Option<bool>,
+    e2b_domain: Option<String>,
+    e2b_dns: Option<String>,
     net: Option<String>,
     #[serde(default)]
     private: Vec<String>,
@@ -184,7 +197,7 @@ pub struct Defaults {
 }
 
 /// Keys of the file.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "data",
     "run",
     "images",
@@ -205,6 +218,8 @@ const KEYS: [&str; 25] = [
     "metrics_open",
     "metrics_per_computer",
     "no_e2b",
+    "e2b_domain",
+    "e2b_dns",
     "net",
     "private",
     "resolver",
@@ -245,10 +260,21 @@ pub struct Settings {
     pub metrics: MetricsSettings,
     /// Whether E2B's SDKs are spoken to.
     pub e2b: bool,
+    /// By what names.
+    pub e2b_names: Option<NamesWanted>,
     /// Limits of computers that name none.
     pub defaults: Defaults,
     /// The network of computers that say nothing of it, and the gate.
     pub net: HouseNet,
+}
+
+/// The domain that E2B's SDKs are led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamesWanted {
+    /// The domain, and where its TLS listens.
+    pub domain: Domain,
+    /// Where its names are answered; none: they are not.
+    pub dns: Option<SocketAddr>,
 }
 
 impl Settings {
@@ -289,6 +315,9 @@ impl Settings {
             credentials: args.backup_credentials.or(file.backup_credentials),
             without_secrets: args.backup_without_secrets || file.backup_without_secrets.unwrap_or(false),
         };
+        let e2b = !(args.no_e2b || file.no_e2b.unwrap_or(false));
+        let (domain, dns) = (args.e2b_domain.or(file.e2b_domain), args.e2b_dns.or(file.e2b_dns));
+        let names = names(e2b, domain.as_deref(), dns.as_deref())?;
         let data = make_data(&data)?;
         Ok(Self {
             backup: wanted.plan()?,
@@ -304,7 +333,8 @@ impl Settings {
             sync_steps: args.sync_steps || file.sync_steps.unwrap_or(false),
             criu: args.criu.or(file.criu),
             log_format: args.log_format.or(file.log_format).unwrap_or_default(),
-            e2b: !(args.no_e2b || file.no_e2b.unwrap_or(false)),
+            e2b,
+            e2b_names: names.map(|(domain, dns)| NamesWanted { domain, dns: dns.at(&data) }),
             metrics: MetricsSettings {
                 open: args.metrics_open || file.metrics_open.unwrap_or(false),
                 per_computer: args.metrics_per_computer || file.metrics_per_computer.unwrap_or(false),
@@ -337,6 +367,65 @@ pub fn run_folder(data: &Path) -> PathBuf {
     }
     let digest = blake3::hash(canonical.as_os_str().as_bytes()).to_hex();
     PathBuf::from(format!("/run/den-{}", &digest[..8]))
+}
+
+/// What is said of where names are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dns {
+    Off,
+    At(SocketAddr),
+    OfData,
+}
+
+impl Dns {
+    /// Where that is, for the house whose data lie in `data`: each house has an address of its own.
+    fn at(self, data: &Path) -> Option<SocketAddr> {
+        use std::os::unix::ffi::OsStrExt;
+        match self {
+            Self::Off => None,
+            Self::At(address) => Some(address),
+            Self::OfData if data == Path::new(DATA_DEFAULT) => Some(DNS_DEFAULT),
+            Self::OfData => {
+                let digest = blake3::hash(data.as_os_str().as_bytes());
+                let [first, second, ..] = *digest.as_bytes();
+                Some(SocketAddr::new(IpAddr::from([127, 5, first, second]), DNS_PORT))
+            }
+        }
+    }
+}
+
+fn names(e2b: bool, domain: Option<&str>, dns: Option<&str>) -> Result<Option<(Domain, Dns)>, Trouble> {
+    let Some(text) = domain else {
+        return match dns {
+            Some(_) => Err(Trouble::usage("`e2b_dns` says nothing without `e2b_domain`")),
+            None => Ok(None),
+        };
+    };
+    if !e2b {
+        let hint = "leave out one of --no-e2b and --e2b-domain";
+        return Err(Trouble::usage("`e2b_domain` is for E2B's SDKs, which `no_e2b` turns away").hint(hint));
+    }
+    let domain: Domain = text.parse().map_err(|error: NoDomain| {
+        Trouble::usage(format_args!("`e2b_domain`: `{text}`: {error}")).hint(error.hint())
+    })?;
+    let dns = match dns {
+        None => Dns::OfData,
+        Some("off") => Dns::Off,
+        Some(text) => {
+            let address: Option<SocketAddr> = text.parse().ok();
+            let address = address.or_else(|| Some(SocketAddr::new(text.parse().ok()?, DNS_PORT)));
+            let hint = "an address of this host, for example 127.0.5.3, or off";
+            match address {
+                Some(address) if !address.ip().is_unspecified() => Dns::At(address),
+                Some(_) => {
+                    let why = format_args!("`e2b_dns`: `{text}` is every address, and it needs one of its own");
+                    return Err(Trouble::usage(why).hint(hint));
+                }
+                None => return Err(Trouble::usage(format_args!("`e2b_dns`: `{text}` is no address")).hint(hint)),
+            }
+        }
+    };
+    Ok(Some((domain, dns)))
 }
 
 /// Makes the data folder, its owner's alone: the store in it has every command that was run.
@@ -531,6 +620,39 @@ mod tests {
             assert!(trash_for(Some(wrong)).unwrap_err().shown().contains("trash_for"), "{wrong}");
         }
         assert_eq!(parse("trash_for = \"7d\"").unwrap().trash_for.as_deref(), Some("7d"));
+    }
+
+    #[test]
+    fn names_are_asked_for_whole() {
+        let at = |domain, dns| {
+            let (domain, dns) = names(true, Some(domain), dns).unwrap().expect("a domain");
+            (domain.to_string(), dns.at(Path::new("/x")).map(|at| at.to_string()))
+        };
+        assert_eq!(names(true, None, None).unwrap(), None);
+        assert_eq!(
+            at("E2b.test:8443", Some("127.0.0.9")),
+            ("e2b.test:8443".to_owned(), Some("127.0.0.9:53".to_owned()))
+        );
+        assert_eq!(at("e2b.test:1", Some("[::1]:5353")).1.as_deref(), Some("[::1]:5353"));
+        assert_eq!(at("e2b.test:1", Some("::1")).1.as_deref(), Some("[::1]:53"));
+        assert_eq!(at("e2b.test:1", Some("off")).1, None);
+        let own = at("e2b.test:1", None).1.unwrap();
+        assert!(own.starts_with("127.5.") && own.ends_with(":53"), "{own}");
+        assert_ne!(Dns::OfData.at(Path::new("/y")).unwrap().to_string(), own, "each house has its own");
+        assert_eq!(Dns::OfData.at(Path::new(DATA_DEFAULT)), Some(DNS_DEFAULT));
+        for (e2b, domain, dns, words) in [
+            (true, None, Some("127.0.0.9"), "says nothing without `e2b_domain`"),
+            (false, Some("e2b.test:1"), None, "leave out one of --no-e2b and --e2b-domain"),
+            (true, Some("e2b.test"), None, "hint: for example e2b.test:8443"),
+            (true, Some("test:8443"), None, "hint: put a name before it, for example e2b.test:8443"),
+            (true, Some("https://e2b.test"), None, "`https://e2b.test`: it is a URL"),
+            (true, Some("e2b.test:1"), Some("0.0.0.0"), "one of its own"),
+            (true, Some("e2b.test:1"), Some("dns.test"), "`dns.test` is no address"),
+        ] {
+            let trouble = names(e2b, domain, dns).expect_err(words);
+            assert!(trouble.shown().contains(words) && trouble.code() == crate::report::USAGE, "{}", trouble.shown());
+        }
+        assert_eq!(parse("e2b_domain = \"e2b.test:1\"").unwrap().e2b_domain.as_deref(), Some("e2b.test:1"));
     }
 
     #[test]

@@ -166,8 +166,9 @@ pub(crate) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
 
 /// Reads an object: what has fields could be read of a list as well, by their order.
 pub(crate) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match bytes.trim_ascii() {
-        b"" => serde_json::from_slice(b"{}"),
+    match bytes.trim_ascii_start() {
+        // Nothing at all; blanks are no JSON.
+        _ if bytes.is_empty() => serde_json::from_slice(b"{}"),
         [b'{', ..] => serde_json::from_slice(bytes),
         _ => return Err("it is no object".to_owned()),
     }
@@ -515,10 +516,25 @@ async fn network(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -
         e2b.set_net(&sandbox.id, &net).await?;
         let set = |facts: &mut Facts| {
             facts.internet = internet;
-            facts.network = Some(wanted);
+            facts.network = Some(net::changed(facts.network.as_ref(), wanted));
         };
         e2b.keep(&sandbox, &turn, set).await?;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_an_object_or_nothing() {
+        for (text, expected) in [("", Some(None)), (" {\"timeout\": 1}\n", Some(Some(1))), ("{}", Some(None))] {
+            assert_eq!(object::<Resume>(text.as_bytes()).ok().map(|body| body.timeout), expected, "{text:?}");
+        }
+        for text in [" ", "\n", "[]", "[1]", "null", "1", "{", "x{}", "{} {}"] {
+            assert!(object::<Resume>(text.as_bytes()).is_err(), "{text:?}");
+        }
+    }
 }

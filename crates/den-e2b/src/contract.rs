@@ -19,7 +19,9 @@ fn routed(folder: &Path, found: &mut BTreeSet<String>) {
 
 /// Whether a path is the data plane's: calls of Connect, and envd's own.
 fn is_data(path: &str) -> bool {
-    ["/files", "/envs", "/metrics"].contains(&path) || path.contains(".Process/") || path.contains(".Filesystem/")
+    ["/files", "/files/compose", "/envs", "/metrics"].contains(&path)
+        || path.contains(".Process/")
+        || path.contains(".Filesystem/")
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 use std::net::Ipv4Addr;
 
+use axum::http::{HeaderValue, uri::Authority};
 use den_api::{NetChange, NetRequest};
 use serde_json::Value;
 
@@ -17,8 +18,15 @@ use crate::{E2b, error::ApiError, who};
 const EVERYTHING: &str = "0.0.0.0/0";
 
 /// Settings that Den has no translation for, and what they are where nothing is wanted of them.
-const NOT_HERE: [(&str, &str); 5] =
-    [("rules", "{}"), ("egressProxy", "{}"), ("dnsServers", "[]"), ("httpsPorts", "[]"), ("maskRequestHost", "null")];
+const NOT_HERE: [(&str, &str); 4] =
+    [("rules", "{}"), ("egressProxy", "{}"), ("dnsServers", "[]"), ("httpsPorts", "[]")];
+
+/// The setting that has the host which servers inside are told, and what stands in it for the port that is asked for.
+const MASK: &str = "maskRequestHost";
+const MASK_PORT: &str = "${PORT}";
+
+/// The longest name of a host, and a colon and a port behind it.
+const MASK_CHARS_MAX: usize = 253 + ":65535".len();
 
 /// The policy that the settings mean; none: the one that it has without any.
 pub(crate) fn policy(internet: Option<bool>, network: Option<&Value>) -> Result<Option<NetRequest>, ApiError> {
@@ -38,6 +46,13 @@ pub(crate) fn policy(internet: Option<bool>, network: Option<&Value>) -> Result<
             }
         }
         flag(network, "allowPublicTraffic")?;
+        match fields.get(MASK) {
+            None | Some(Value::Null) => {}
+            Some(mask) if mask.as_str().is_some_and(|mask| masked(mask, u16::MAX).is_some()) => {}
+            Some(_) => {
+                return Err(ApiError::bad(format!("network.{MASK}: no host; for example `localhost:{MASK_PORT}`")));
+            }
+        }
         allow = texts(fields.get("allowOut"), "network.allowOut")?;
         deny = texts(fields.get("denyOut"), "network.denyOut")?;
     }
@@ -76,6 +91,26 @@ pub(crate) fn policy(internet: Option<bool>, network: Option<&Value>) -> Result<
             Some(NetRequest { posture: Some("guarded".to_owned()), allow, force: true, ..NetRequest::default() })
         }
     })
+}
+
+/// The Host that a sandbox's servers are told in place of the one that was asked for; none: that one.
+pub(crate) fn host_inside(network: Option<&Value>, port: u16) -> Option<HeaderValue> {
+    masked(network?.get(MASK)?.as_str()?, port)
+}
+
+/// The settings after an update, which is of what goes out: the host that servers inside are told stays where the
+/// update does not name one.
+pub(crate) fn changed(old: Option<&Value>, mut new: Value) -> Value {
+    if let (Some(mask), Some(fields)) = (old.and_then(|old| old.get(MASK)), new.as_object_mut()) {
+        fields.entry(MASK).or_insert_with(|| mask.clone());
+    }
+    new
+}
+
+fn masked(mask: &str, port: u16) -> Option<HeaderValue> {
+    let host = mask.replace(MASK_PORT, &port.to_string());
+    let is_host = host.len() <= MASK_CHARS_MAX && !host.contains('@') && host.parse::<Authority>().is_ok();
+    is_host.then(|| HeaderValue::from_str(&host).ok()).flatten()
 }
 
 /// What is true, false, or not said.
@@ -155,6 +190,27 @@ mod tests {
     }
 
     #[test]
+    fn servers_inside_are_told_another_host() {
+        for (mask, expected) in [
+            ("localhost:${PORT}", "localhost:3000"),
+            ("localhost", "localhost"),
+            ("${PORT}-x.example.com", "3000-x.example.com"),
+            ("[::1]:${PORT}", "[::1]:3000"),
+        ] {
+            let network = json!({ "maskRequestHost": mask });
+            assert!(policy(None, Some(&network)).is_ok(), "{mask}");
+            assert_eq!(host_inside(Some(&network), 3000).unwrap(), expected);
+        }
+        for network in [None, Some(json!({})), Some(json!({"maskRequestHost": null}))] {
+            assert_eq!(host_inside(network.as_ref(), 3000), None);
+        }
+        let old = json!({"maskRequestHost": "a", "denyOut": ["8.8.8.8"]});
+        assert_eq!(changed(Some(&old), json!({})), json!({"maskRequestHost": "a"}));
+        assert_eq!(changed(Some(&old), json!({"maskRequestHost": null})), json!({"maskRequestHost": null}));
+        assert_eq!(changed(None, json!({"denyOut": []})), json!({"denyOut": []}));
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused() {
         for network in [
             json!({"allowOut": ["example.com"]}),
@@ -164,6 +220,12 @@ mod tests {
             json!({"egressProxy": {"address": "x"}}),
             json!({"allowPublicTraffic": "no"}),
             json!({"maskRequestHost": {}}),
+            json!({"maskRequestHost": ""}),
+            json!({"maskRequestHost": "a b"}),
+            json!({"maskRequestHost": "http://localhost"}),
+            json!({"maskRequestHost": "user@localhost"}),
+            json!({"maskRequestHost": "a\r\nx: y"}),
+            json!({"maskRequestHost": "a".repeat(260)}),
             json!({"dnsServers": {}}),
             json!([]),
         ] {

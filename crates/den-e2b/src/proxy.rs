@@ -26,6 +26,7 @@ use crate::{
     book::Sandbox,
     build::START,
     envd::{cut, edge, not_found},
+    net::host_inside,
     time::{SECOND, now},
 };
 
@@ -76,6 +77,9 @@ pub(crate) async fn proxy(e2b: &E2b, sandbox: &Arc<Sandbox>, port: u16, mut requ
     let client = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     to_one(&mut parts);
+    if let Some(host) = host_inside(sandbox.facts().network.as_ref(), port) {
+        parts.headers.insert(header::HOST, host);
+    }
     // A server is asked for a path, not for the URL.
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse();
     parts.uri = path.unwrap_or_default();

@@ -144,7 +144,9 @@ impl Authority {
         if found.certs.is_empty() {
             tracing::warn!(errors = ?found.errors, "this host trusts no certificates, and the bundle has the house's own alone");
         }
-        found.certs.iter().map(|one| pem("CERTIFICATE", one)).chain([self.pem()]).collect()
+        // The host may trust this one already, or `SSL_CERT_FILE` be this bundle's.
+        let others = found.certs.iter().filter(|one| **one != self.certificate);
+        others.map(|one| pem("CERTIFICATE", one)).chain([self.pem()]).collect()
     }
 
     /// TLS with a certificate for the domain and every name right below it; HTTP/2 and HTTP/1.1.

@@ -400,7 +400,7 @@ async fn begin(
     e2b.control().write_file(&sandbox.id, file, &who()).await.map_err(|error| Box::new(uploading(&error, path, user)))
 }
 
-fn uploading(error: &den_control::Error, path: &str, user: &str) -> Response {
+pub(super) fn uploading(error: &den_control::Error, path: &str, user: &str) -> Response {
     match error.code {
         "no_such_user" => refusal(401, &format!("invalid username: '{user}'")),
         "not_a_directory" => refusal(400, &format!("path '{path}': something above it is no directory")),

@@ -5,6 +5,7 @@
 //!                                              └► other ports ─► traffic token ─► proxy
 //! ```
 
+mod compose;
 pub(crate) mod connect;
 mod cut;
 mod entry;
@@ -131,6 +132,7 @@ async fn envd(e2b: &E2b, sandbox: &Arc<Sandbox>, request: Request) -> Response {
             Json(env).into_response()
         }
         "/metrics" => metrics(e2b, sandbox).await,
+        "/files/compose" => compose::compose(e2b, sandbox, request).await,
         _ => rpc(e2b, sandbox, &path, request).await,
     }
 }

@@ -639,7 +639,16 @@ fn no_input_is_answered_by_a_500() {
             }
         }
     }
-    for path in ["/files", "/files?path=%00", "/files?path=/no", "/files?path=/", "/envs", "/metrics", "/none"] {
+    for path in [
+        "/files",
+        "/files?path=%00",
+        "/files?path=/no",
+        "/files?path=/",
+        "/files/compose",
+        "/envs",
+        "/metrics",
+        "/none",
+    ] {
         check("GET", path, b"", &data);
         for kind in ["application/octet-stream", "multipart/form-data", "multipart/form-data; boundary=x", "text/x"] {
             let headers = [&data[..], &[("content-type", kind)]].concat();

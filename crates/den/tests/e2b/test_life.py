@@ -107,6 +107,62 @@ def test_the_network_changes_while_a_sandbox_runs():
     assert sandbox.kill()
 
 
+def test_a_server_inside_is_told_the_host_that_was_set():
+    with pytest.raises(SandboxException, match="400"):
+        Sandbox.create(network={"mask_request_host": "no host"})
+    sandbox = Sandbox.create(timeout=120, network={"mask_request_host": "localhost:${PORT}"})
+    assert sandbox.get_info().network["mask_request_host"] == "localhost:${PORT}"
+    server = """
+import http.server
+class Asked(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.headers["host"].encode())
+http.server.HTTPServer(("127.0.0.1", 8123), Asked).serve_forever()
+"""
+    sandbox.files.write("server.py", server)
+    sandbox.commands.run("python3 server.py", background=True, timeout=0)
+    until(lambda: "8123" in sandbox.commands.run("ss -Htln sport = :8123 || true").stdout)
+    assert proxied(sandbox, 8123).read() == b"localhost:8123"
+    sandbox.update_network({"deny_out": ["8.8.8.8"]})
+    assert proxied(sandbox, 8123).read() == b"localhost:8123"
+    assert sandbox.kill()
+
+
+def test_files_are_put_together():
+    sandbox = Sandbox.create(timeout=120)
+    token = sandbox.connection_config.sandbox_headers["X-Access-Token"]
+
+    def compose(**body):
+        headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": "49983", "X-Access-Token": token}
+        return urllib.request.Request(URL + "/files/compose", json.dumps(body).encode(), headers)
+
+    large = "x" * 3_000_000
+    sandbox.files.write("parts/1", "one ")
+    sandbox.files.write("parts/2", large)
+    with urllib.request.urlopen(compose(source_paths=["parts/1", "/home/user/parts/2", "parts/1"], destination="to/all")) as answer:
+        assert json.load(answer) == {"path": "/home/user/to/all", "name": "all", "type": "file"}
+    assert sandbox.files.read("to/all") == f"one {large}one "
+    assert sandbox.files.list("parts") == []
+    assert sandbox.commands.run("stat -c '%U %a' to to/all").stdout == "user 755\nuser 644\n"
+    sandbox.files.write("kept", "x")
+    for status, body in [
+        (400, {"source_paths": [], "destination": "a"}),
+        (400, {"source_paths": ["kept"]}),
+        (400, {"source_paths": ["kept", "to"], "destination": "a"}),
+        (400, {"source_paths": ["kept"], "destination": "./kept"}),
+        (400, {"source_paths": ["kept"], "destination": "to"}),
+        (401, {"source_paths": ["/home/user/kept"], "destination": "/a", "username": "nobody-here"}),
+        (404, {"source_paths": ["/home/user/kept", "none"], "destination": "a"}),
+    ]:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(compose(**body))
+        assert caught.value.code == status == json.load(caught.value)["code"], body
+    assert sandbox.files.read("kept") == "x" and not sandbox.files.exists("a")
+    assert sandbox.kill()
+
+
 def test_private_ports_want_their_token():
     sandbox = Sandbox.create(timeout=120, network={"allow_public_traffic": False})
     assert sandbox.traffic_access_token

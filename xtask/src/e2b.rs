@@ -11,9 +11,9 @@ const PYTHON: [&str; 3] = ["2.63.0", "2.50.0", "2.45.0"];
 /// Versions of the SDK for JavaScript that are tested.
 const JAVASCRIPT: [&str; 3] = ["2.51.0", "2.50.0", "2.45.0"];
 
-/// Versions of the code interpreter's SDKs that are tested, each with the SDK below it: the newest, and the oldest that
-/// take one address for all.
-const CODE_PYTHON: [(&str, &str); 2] = [("2.11.5", "2.63.0"), ("2.9.2", "2.45.0")];
+/// Versions of the code interpreter's SDKs that are tested, each with the SDK below it: the newest, the oldest that
+/// take one address for all, and one that goes by names.
+const CODE_PYTHON: [(&str, &str); 3] = [("2.11.5", "2.63.0"), ("2.9.2", "2.45.0"), ("2.4.1", "2.13.3")];
 const CODE_JAVASCRIPT: [(&str, &str); 2] = [("2.8.0", "2.51.0"), ("2.7.0", "2.45.0")];
 
 /// Versions of the desktop's SDKs that are tested, likewise. Python's before 2.5 does not wait for the desktop.

@@ -16,7 +16,8 @@ const INSIDE: &str = r#"mount --bind "$DEN_RESOLV" /etc/resolv.conf || exit 1
 if test -e /etc/nsswitch.conf; then mount --bind "$DEN_NSSWITCH" /etc/nsswitch.conf || exit 1; fi
 exec "$@""#;
 
-fn house() -> House {
+/// A house with a domain.
+pub(super) fn house() -> House {
     House::with(DEN, with(&["--e2b-domain", "e2b.test:0"]))
 }
 
@@ -29,7 +30,7 @@ fn variables(house: &House) -> Value {
 }
 
 /// A program that finds the house by its names, with what `den e2b env --tls` prints and nothing else.
-fn command(house: &House, program: &Path) -> Command {
+pub(super) fn command(house: &House, program: &Path) -> Command {
     let said = house.den(&["e2b", "env", "--tls"]).ok();
     let server = said.lines().find_map(|line| line.strip_prefix("#   nameserver ")).expect("whom to ask");
     let folder = house.scratch();

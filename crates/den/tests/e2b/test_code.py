@@ -1,4 +1,5 @@
-"""E2B's code interpreter SDK for Python against a house of Den. Runs with versions from 2.9.2 on."""
+"""E2B's code interpreter SDK for Python against a house of Den. Runs with versions from 2.9.2 on, and
+by names with 2.4.1."""
 
 import asyncio
 import base64

@@ -56,6 +56,8 @@ pub struct Input {
     /// None where all of the standard input went with the command: then it is joined when needed.
     link: Option<StepInput>,
     pid: Option<u32>,
+    /// See [`crate::life::Doors::rests`]: when it was joined.
+    rests: u64,
 }
 
 impl Input {
@@ -66,18 +68,24 @@ impl Input {
 
     /// Sends standard input; waits while the command does not read it.
     pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let handle = Arc::clone(&self.handle);
+        let _word = handle.doors.words.read().await;
         let sent = self.link().await?.stdin(bytes).await;
         sent.map_err(|error| self.handle.link_error(error))
     }
 
     /// Ends standard input.
     pub async fn close_stdin(&mut self) -> Result<(), Error> {
+        let handle = Arc::clone(&self.handle);
+        let _word = handle.doors.words.read().await;
         let sent = self.link().await?.close_stdin().await;
         sent.map_err(|error| self.handle.link_error(error))
     }
 
     /// Gives the terminal another size.
     pub async fn resize(&mut self, rows: u16, cols: u16) -> Result<(), Error> {
+        let handle = Arc::clone(&self.handle);
+        let _word = handle.doors.words.read().await;
         let sent = self.link().await?.resize(rows, cols).await;
         sent.map_err(|error| self.handle.link_error(error))
     }
@@ -85,16 +93,20 @@ impl Input {
     /// Sends a signal, by name or number, to the step's process group.
     pub async fn signal(&mut self, signal: &str) -> Result<(), Error> {
         let signal = parse_signal(signal)?;
+        let handle = Arc::clone(&self.handle);
+        let _word = handle.doors.words.read().await;
         let sent = self.link().await?.signal(signal, SignalScope::Group).await;
         sent.map_err(|error| self.handle.link_error(error))
     }
 
     async fn link(&mut self) -> Result<&mut StepInput, Error> {
         self.handle.plugged()?;
-        let link = match self.link.take() {
+        let rests = self.handle.doors.rests();
+        let link = match self.link.take().filter(|_| self.rests == rests) {
             Some(link) => link,
             None => join(&self.handle, &*self.handle.awake().await?, self.number).await?.0,
         };
+        self.rests = rests;
         Ok(self.link.insert(link))
     }
 }
@@ -144,6 +156,7 @@ impl Control {
         handle.plugged()?;
         let plan = Plan::check(&self.0, &handle, request, who)?;
         let turn = reader_turn(&handle)?;
+        let rests = handle.doors.rests();
         let awake = handle.awake().await?;
         handle.steps.room()?;
         let (reply, started) = oneshot::channel();
@@ -161,7 +174,7 @@ impl Control {
             only: None,
             turn,
         });
-        let input = Input { handle, number: step.number, link: input, pid };
+        let input = Input { handle, number: step.number, link: input, pid, rests };
         Ok(Execution { step, output, input, pid })
     }
 
@@ -202,6 +215,7 @@ impl Control {
     /// Errors: `computer_not_found`, `step_not_found`, `agent_lost`.
     pub async fn attach(&self, computer: &str, number: u64) -> Result<Input, Error> {
         let handle = self.0.registry.find(computer)?;
+        let rests = handle.doors.rests();
         let link = match self.find_step(&handle, number).await? {
             Found::Running(live) if live.has_ended() => None,
             Found::Running(_) => match join(&handle, &*handle.awake().await?, number).await {
@@ -212,7 +226,7 @@ impl Control {
             Found::Ended(_) => None,
         };
         let (link, pid) = link.map_or((None, None), |(link, pid)| (Some(link), pid));
-        Ok(Input { handle, number, link, pid })
+        Ok(Input { handle, number, link, pid, rests })
     }
 
     /// Sends a signal to a running step.

@@ -74,6 +74,7 @@ impl FileReader {
 struct Sink {
     sink: Option<DataSink>,
     step: Change,
+    _busy: Busy,
 }
 
 impl Sink {
@@ -142,14 +143,45 @@ impl TarWriter {
 /// Changes under a path as they happen.
 pub struct Watcher {
     handle: Arc<Handle>,
+    watch: Watch,
     changes: Changes,
+    /// See [`crate::life::Doors::rests`]: when it was armed.
+    rests: u64,
     _busy: Busy,
 }
 
+/// What is watched.
+struct Watch {
+    path: Vec<u8>,
+    recursive: bool,
+    plain: bool,
+}
+
+impl Watch {
+    /// Arms it, in a computer that is awake.
+    async fn arm(&self, handle: &Handle, machine: &Awake) -> Result<Changes, Error> {
+        let armed = carried(handle, machine.link().watch(&self.path, self.recursive, self.plain)).await;
+        armed.map_err(|error| handle.link_error(error))
+    }
+}
+
 impl Watcher {
-    /// The next change.
+    /// The next change. After its computer was written down and goes on an overflow: what happened at that instant
+    /// may be missing.
     pub async fn next(&mut self) -> Result<ChangeView, Error> {
-        let change = self.changes.next().await.map_err(|error| self.handle.link_error(error))?;
+        let change = match self.changes.next().await {
+            Ok(change) => change,
+            Err(error) => {
+                self.handle.moves().await;
+                let rests = self.handle.doors.rests();
+                if rests == self.rests {
+                    return Err(self.handle.link_error(error));
+                }
+                self.changes = self.watch.arm(&self.handle, &self.handle.awake().await?).await?;
+                self.rests = rests;
+                return Ok(ChangeView { kind: "overflow".to_owned(), path: String::new(), from: None });
+            }
+        };
         let kind = match change.kind {
             ChangeKind::Created => "created",
             ChangeKind::Written => "written",
@@ -270,10 +302,7 @@ impl Control {
 
     /// Watches a path; the watch is armed when this returns.
     pub async fn watch(&self, computer: &str, path: &[u8], recursive: bool) -> Result<Watcher, Error> {
-        let (handle, machine) = self.enter(computer, &[path]).await?;
-        let armed = carried(&handle, machine.link().watch(path, recursive, false)).await;
-        let changes = armed.map_err(|error| handle.link_error(error))?;
-        Ok(Watcher { _busy: Busy::of(&handle), handle, changes })
+        self.watcher(computer, Watch { path: path.to_owned(), recursive, plain: false }).await
     }
 
     /// Extended attributes of paths whose names begin with `prefix`, a list a path, without the prefix. None of what
@@ -292,10 +321,14 @@ impl Control {
 
     /// As [`Control::watch`], told as the kernel tells it: see `den_wire::agent::Request::Watch`.
     pub async fn watch_plain(&self, computer: &str, path: &[u8], recursive: bool) -> Result<Watcher, Error> {
-        let (handle, machine) = self.enter(computer, &[path]).await?;
-        let armed = carried(&handle, machine.link().watch(path, recursive, true)).await;
-        let changes = armed.map_err(|error| handle.link_error(error))?;
-        Ok(Watcher { _busy: Busy::of(&handle), handle, changes })
+        self.watcher(computer, Watch { path: path.to_owned(), recursive, plain: true }).await
+    }
+
+    async fn watcher(&self, computer: &str, watch: Watch) -> Result<Watcher, Error> {
+        let (handle, machine) = self.enter(computer, &[&watch.path]).await?;
+        let rests = handle.doors.rests();
+        let changes = watch.arm(&handle, &machine).await?;
+        Ok(Watcher { _busy: Busy::watching(&handle), handle, watch, changes, rests })
     }
 
     /// Writes a file.
@@ -316,7 +349,7 @@ impl Control {
         let path = path.into();
         let file = agent::WriteFile { path, mode, owner, mtime, parents, append, in_place, attributes };
         match answered(&handle, machine.link().write(&file)).await {
-            Ok(sink) => Ok(FileWriter(Sink { sink: Some(sink), step })),
+            Ok(sink) => Ok(FileWriter(Sink { _busy: Busy::of(&handle), sink: Some(sink), step })),
             Err(error) => Err(step.failed(error).await),
         }
     }
@@ -334,7 +367,7 @@ impl Control {
         let argv = vec!["unpack".to_owned(), text(path)];
         let mut step = Change::begin(&self.0, &handle, argv, owner.clone(), who).await?;
         match answered(&handle, machine.link().tar_in(path, owner.as_deref(), rename.as_deref())).await {
-            Ok(sink) => Ok(TarWriter(Sink { sink: Some(sink), step })),
+            Ok(sink) => Ok(TarWriter(Sink { _busy: Busy::of(&handle), sink: Some(sink), step })),
             Err(error) => Err(step.failed(error).await),
         }
     }

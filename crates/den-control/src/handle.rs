@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use crate::{
     Error,
     history::{History, fork::parent_view},
-    life::{By, Copy, Doors, IdleCell, Stand},
+    life::{By, Copy, Doors, IdleCell, Stand, Transfers},
     limits::{DIALS_MAX, MAILBOX_MAX},
     net::{ADDRESS, Net, NetCell},
     registry::Entry,
@@ -140,6 +140,7 @@ pub(crate) enum Ask {
     /// What runs of it, for forks.
     Copy {
         who: String,
+        transfers: Transfers,
         reply: Reply<Copy>,
     },
     Pause {

@@ -140,6 +140,11 @@ pub const EVENTS_GATHER: Duration = Duration::from_millis(10);
 pub const EVENT_DETAIL_BYTES_MAX: usize = 4096;
 /// How long requests that were let in are waited for before their computer stands still.
 pub const PAUSE_INSIDE_WAIT: Duration = Duration::from_secs(1);
+/// How long files and connections that are on their way are waited for before a fork that would break them does
+/// without the memory.
+pub const UNDER_WAY_WAIT: Duration = Duration::from_secs(2);
+/// Between two looks for them.
+pub const UNDER_WAY_LOOK: Duration = Duration::from_millis(20);
 /// Room on the disk beyond the memory that is written there.
 pub const MEMORY_BESIDE: Bytes = Bytes::mib(64);
 /// How long all processes of a computer may take to stand still.

@@ -114,8 +114,8 @@ impl Task {
                     let result = self.hibernate(&who).await;
                     drop(reply.send(result));
                 }
-                Some(Ask::Copy { who, reply }) => {
-                    let result = self.copy(&who).await;
+                Some(Ask::Copy { who, transfers, reply }) => {
+                    let result = self.copy(&who, transfers).await;
                     drop(reply.send(result)); // Who does not wait for it any more leaves it to be dropped.
                 }
                 Some(Ask::Pause { by, reply }) => {

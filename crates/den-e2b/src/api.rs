@@ -13,7 +13,7 @@ use axum::{
     Json, Router,
     body::{Bytes, to_bytes},
     extract::{DefaultBodyLimit, Extension, Path, Request, State},
-    http::{HeaderMap, Method, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -26,7 +26,7 @@ use crate::{
     book::{Facts, Paused, Phase, Sandbox},
     build,
     error::ApiError,
-    life::{New, TIMEOUT_MAX_S},
+    life::{Forks, New, TIMEOUT_MAX_S},
     making::to_the_end,
     net, secret,
     templates::DEFAULT,
@@ -50,6 +50,9 @@ const TIMEOUT_NEW_S: i64 = 300;
 /// The longest that a refresh asks for, and the least that it gives, in seconds.
 const REFRESH_MAX_S: i64 = 3600;
 const REFRESH_MIN_S: i64 = 15;
+
+/// The header that says why what ran does not go on in a fork.
+const ANEW: HeaderName = HeaderName::from_static("x-den-processes-begin-anew");
 
 /// The most forks of one request.
 const FORKS_MAX: i64 = 100;
@@ -488,17 +491,19 @@ async fn fork(
         return Err(ApiError::bad(format!("count: from 1 to {FORKS_MAX}")));
     }
     let sandbox = find(&e2b, &id)?;
-    if sandbox.phase() != Phase::Running {
-        return Err(ApiError::new(409, format!("Sandbox {id} is not running")));
+    let Forks { all, anew } = e2b.fork(&sandbox, timeout, usize::try_from(count).unwrap_or(1)).await?;
+    let result = |made: &Result<Arc<Sandbox>, ApiError>| match made {
+        Ok(made) => json!({ "sandbox": short(made, &told) }),
+        Err(error) => json!({ "error": { "code": error.status, "message": error.message } }),
+    };
+    let results: Vec<Value> = all.iter().map(result).collect();
+    let mut response = (StatusCode::CREATED, Json(results)).into_response();
+    if let Some(why) = anew
+        && let Ok(why) = HeaderValue::from_str(&why)
+    {
+        response.headers_mut().insert(ANEW, why);
     }
-    let mut results = Vec::new();
-    for _ in 0..count {
-        results.push(match e2b.fork(&sandbox, timeout).await {
-            Ok(made) => json!({ "sandbox": short(&made, &told) }),
-            Err(error) => json!({ "error": { "code": error.status, "message": error.message } }),
-        });
-    }
-    Ok((StatusCode::CREATED, Json(results)).into_response())
+    Ok(response)
 }
 
 async fn network(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> Result<StatusCode, ApiError> {

@@ -13,7 +13,10 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -118,6 +121,8 @@ pub(crate) struct Sandbox {
     pub turn: tokio::sync::Mutex<()>,
     /// Somebody is ending it, for its time is up.
     pub expiring: AtomicBool,
+    /// How many copy what runs in it: it stands still for a moment, and is not paused.
+    pub copies: AtomicUsize,
     pub processes: Table,
     pub watchers: Watchers,
     pub samples: Mutex<VecDeque<Sample>>,
@@ -131,6 +136,25 @@ impl Sandbox {
         sandbox
     }
 
+    /// One whose computer was forked: commands may go on in it, of which its parent knows more than the computer.
+    pub(crate) fn forked(id: String, facts: Facts, parent: &Self) -> Arc<Self> {
+        let sandbox = Self::new(id, facts);
+        sandbox.processes.inherit(&parent.processes);
+        sandbox
+    }
+
+    /// What runs in it is copied, until this is dropped.
+    pub(crate) fn is_copied(&self) -> impl Drop + '_ {
+        struct Copies<'a>(&'a AtomicUsize);
+        impl Drop for Copies<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        self.copies.fetch_add(1, Ordering::AcqRel);
+        Copies(&self.copies)
+    }
+
     pub(crate) fn new(id: String, facts: Facts) -> Arc<Self> {
         let phase = if facts.paused.is_some() { Phase::Paused } else { Phase::Running };
         Arc::new(Self {
@@ -139,6 +163,7 @@ impl Sandbox {
             phase: watch::Sender::new(phase),
             turn: tokio::sync::Mutex::default(),
             expiring: AtomicBool::new(false),
+            copies: AtomicUsize::new(0),
             processes: Table::default(),
             watchers: Watchers::default(),
             samples: Mutex::default(),

@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! create   note ─► computer made ─► fact kept ─► answer     what a note alone names: removed at the next start
+//! fork     notes ─► what runs copied, where that can be ─► each: computer ─► fact, tokens of its own ─► answer
 //! kill     shown as gone, streams cut ─► computer removed for good ─► fact forgotten ─► answer
 //! trash    put away, its fact stays ─► undone: shown again      a fact without a computer: forgotten
 //! ```
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest};
-use den_control::Removal;
+use den_control::{EachFork, ForkOne, Removal};
 use den_model::State;
 use den_sys::failpoint;
 
@@ -55,6 +60,13 @@ pub(crate) struct New {
     pub public: bool,
     /// Of a request that may come again.
     pub key: Option<String>,
+}
+
+/// Forks of one sandbox.
+pub(crate) struct Forks {
+    pub all: Vec<Result<Arc<Sandbox>, ApiError>>,
+    /// Why processes do not go on in one of them.
+    pub anew: Option<String>,
 }
 
 impl E2b {
@@ -120,7 +132,7 @@ impl E2b {
             context: new.template.context,
             trashed: false,
         };
-        self.enter(id, facts).await
+        self.enter(id, facts, None).await
     }
 
     /// One fork, by this name.
@@ -155,14 +167,17 @@ impl E2b {
     }
 
     /// Writes down a sandbox whose computer runs, and shows it.
-    async fn enter(&self, id: String, facts: Facts) -> Result<Arc<Sandbox>, ApiError> {
+    async fn enter(&self, id: String, facts: Facts, parent: Option<&Sandbox>) -> Result<Arc<Sandbox>, ApiError> {
         if let Err(error) = self.write(&id, &facts).await {
             self.unmake(&id).await;
             return Err(error);
         }
         failpoint::hit("e2b.create.fact");
         self.noted(&id).await;
-        let sandbox = Sandbox::made(id, facts);
+        let sandbox = match parent {
+            Some(parent) => Sandbox::forked(id, facts, parent),
+            None => Sandbox::made(id, facts),
+        };
         self.book().add(Arc::clone(&sandbox));
         Ok(sandbox)
     }
@@ -360,30 +375,75 @@ impl E2b {
         .await
     }
 
-    /// Makes one sandbox that begins as another is now.
-    pub(crate) async fn fork(&self, sandbox: &Arc<Sandbox>, timeout_s: i64) -> Result<Arc<Sandbox>, ApiError> {
+    /// Makes sandboxes that go on from where another is now, each as if it were the only one.
+    ///
+    /// Errors: 409 for one that does not run, and what forking none of them meets.
+    pub(crate) async fn fork(&self, sandbox: &Arc<Sandbox>, timeout_s: i64, count: usize) -> Result<Forks, ApiError> {
         if sandbox.phase() != Phase::Running {
             return Err(ApiError::new(409, format!("Sandbox {} is not running", sandbox.id)));
         }
         let (e2b, sandbox) = (self.clone(), Arc::clone(sandbox));
         to_the_end(async move {
-            let id = secret::id('i');
             let old = sandbox.facts().clone();
-            e2b.note(&id).await?;
-            let made = e2b.fork_one(&sandbox.id, &id, "sandbox", environment(&id, &old.template, &old.env), None).await;
-            e2b.made(&id, made).await?;
-            let at = now();
-            let facts = Facts {
-                token: old.token.is_some().then(|| format!("ea_{}", secret::digits())),
-                traffic_token: old.traffic_token.is_some().then(secret::digits),
-                started_at: at,
-                ends_at: at + timeout_s * SECOND,
-                paused: None,
-                ..old
+            let mut wanted = Vec::with_capacity(count);
+            for _ in 0..count {
+                let id = secret::id('i');
+                let name = id.parse().map_err(|error| ApiError::new(500, format!("{error}")))?;
+                e2b.note(&id).await?;
+                wanted.push(ForkOne {
+                    name,
+                    labels: labels("sandbox"),
+                    env: environment(&id, &old.template, &old.env),
+                });
+            }
+            let ids: Vec<String> = wanted.iter().map(|one| one.name.to_string()).collect();
+            let made = {
+                let _still = sandbox.is_copied();
+                e2b.control().fork_each(&sandbox.id, wanted, &who()).await
             };
-            e2b.enter(id, facts).await
+            let made = match made {
+                Ok(made) => made,
+                Err(error) => {
+                    for id in &ids {
+                        e2b.made::<()>(id, Err(error.clone())).await.ok();
+                    }
+                    return Err(error.into());
+                }
+            };
+            let mut forks = Forks { all: Vec::with_capacity(count), anew: None };
+            for (id, made) in ids.into_iter().zip(made) {
+                let made = e2b.made(&id, made).await;
+                forks.all.push(match made {
+                    Ok(EachFork { anew, .. }) => {
+                        forks.anew = forks.anew.take().or(anew);
+                        e2b.enter_fork(id, &sandbox, &old, timeout_s).await
+                    }
+                    Err(error) => Err(error),
+                });
+            }
+            Ok(forks)
         })
         .await
+    }
+
+    /// Writes down a fork, with tokens of its own, and shows it with what is known of the commands in it.
+    async fn enter_fork(
+        &self,
+        id: String,
+        parent: &Sandbox,
+        old: &Facts,
+        timeout_s: i64,
+    ) -> Result<Arc<Sandbox>, ApiError> {
+        let at = now();
+        let facts = Facts {
+            token: old.token.is_some().then(|| format!("ea_{}", secret::digits())),
+            traffic_token: old.traffic_token.is_some().then(secret::digits),
+            started_at: at,
+            ends_at: at + timeout_s * SECOND,
+            paused: None,
+            ..old.clone()
+        };
+        self.enter(id, facts, Some(parent)).await
     }
 
     /// The right to change a sandbox's phase, and what is kept of it.
@@ -461,6 +521,8 @@ impl E2b {
                 return self.forget(&sandbox.id).await;
             }
             Some(State::Trashed) => return self.put_away(sandbox, turn).await,
+            // Only until what runs in it is copied.
+            Some(State::Paused) if sandbox.copies.load(Ordering::Acquire) > 0 => return,
             Some(State::Paused) => Some(Paused::Memory),
             // Evidence too: its time does not pass.
             Some(State::Stopped | State::Failed | State::Unplugged) => Some(Paused::Disk),

@@ -197,6 +197,12 @@ impl Machine {
         scan::scan(self.pid()).map_err(CriuError::Unsupported)
     }
 
+    /// Whether there is nothing in its memory that a boot would not bring back: no process beside the agent, no file
+    /// in /run and /dev/shm but those of a boot. What cannot be looked at counts as something.
+    pub fn runs_nothing(&self) -> bool {
+        scan::is_empty(self.pid())
+    }
+
     /// Writes down what runs. `commit` is awaited while all of it stands still and all is written: with `true`
     /// the memory counts, with `false` the computer goes on. Its agent has to rest: see [`Link::rest`].
     ///

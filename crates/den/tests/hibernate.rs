@@ -158,6 +158,8 @@ fn what_runs_goes_on_in_forks_too() {
     }
     // They are computers like any other: what runs can be ended, forked again, stopped and started.
     house.den(&["rm", "web", "--now"]).ok();
+    // A command of another user takes from the agent what CRIU has to read of it.
+    house.den(&["exec", "try-1", "--user", "1000", "--", "true"]).ok();
     house.den(&["fork", "try-1", "deep", "--memory"]).ok();
     counts_on(&house, "deep", &step, said(&house, "deep", &step).len());
     house.sh("try-1", "pkill -f '[b]ytearray'").ok();

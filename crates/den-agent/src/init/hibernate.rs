@@ -181,6 +181,9 @@ pub async fn rest(agent: &Rc<Agent>, mut conn: Conn) {
 async fn let_go(agent: &Agent, conn: &Conn) -> Outcome<Option<OwnedFd>> {
     let rest = &agent.rest;
     let about = |error: std::io::Error| from_io(&error, REST_SOCKET.as_bytes());
+    // A command of another user took that away. CRIU looks from within the user namespace, and memory that was read back
+    // belongs to the host's: there it may read no other.
+    den_sys::creds::set_dumpable();
     if *rest.resting.borrow() {
         return Err(bad("it rests already"));
     }

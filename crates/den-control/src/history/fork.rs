@@ -12,6 +12,7 @@
 //! - The parent goes on. A fork shares nothing with it that can be written, and stays whole when it goes.
 
 use std::{
+    collections::BTreeMap,
     str::FromStr,
     sync::{
         Arc,
@@ -38,6 +39,7 @@ use crate::{
     create::{boot, new_id, row_of, unmake},
     exec::start_entrypoint,
     handle::{Ask, Handle, Reply},
+    life::Transfers,
     limits::{FORKS_AT_ONCE, FORKS_MAX},
     metrics::Operation,
     net,
@@ -49,6 +51,21 @@ use crate::{
 
 /// A fork that has a name and nothing else yet, with what its task will be asked.
 pub(super) type Child = (Arc<Handle>, mpsc::Receiver<Ask>);
+
+/// What forks are made of, and for whom.
+pub(super) struct Origin {
+    pub from: Resolved,
+    pub image: Arc<Image>,
+    pub who: String,
+}
+
+impl Origin {
+    /// Where they come from.
+    pub(super) fn lineage(&self) -> Parent {
+        let Resolved { handle, number, snapshot, .. } = &self.from;
+        Parent { id: handle.id, name: handle.name().to_string(), snapshot: *number, step: snapshot.step }
+    }
+}
 
 impl Control {
     /// Makes computers that begin as a state of `computer`, and returns once they run and their rows are
@@ -82,24 +99,12 @@ impl Control {
                 return Err(Error::name_taken(name, holder));
             }
         }
-        let spec = parent.spec();
-        let over = |own: &std::collections::BTreeMap<_, _>, given| own.clone().into_iter().chain(given).collect();
-        let wanted = Wanted {
-            name: None,
-            image: spec.image.clone(),
-            limits: spec.limits,
-            env: over(&spec.env, env),
-            labels: over(&spec.labels, labels),
-            entrypoint: spec.entrypoint,
-            pool: pool.as_deref().map_or_else(|| Ok(spec.pool.clone()), |pool| pool_name("pool", pool))?,
-        };
+        let wanted = wanted(&parent, env, labels, pool.as_deref())?;
         let policy = match net {
             Some(_) => net::of_create(net, &self.0.net)?,
             None => parent.net.get().policy.clone(),
         };
-        spec::check_env(&wanted.env)?;
-        spec::check_labels(&wanted.labels)?;
-        let image = self.0.images.by_digest(&spec.image_digest)?;
+        let image = self.0.images.by_digest(&parent.spec().image_digest)?;
         let state = state.as_deref().map_or(Ok(StateName::Now), str::parse)?;
         let ids: Vec<_> = names.iter().map(|_| new_id()).collect();
         let seats = self.0.pools.take(&wanted.pool, &ids, &wanted.limits)?;
@@ -111,17 +116,16 @@ impl Control {
             }
             true => {
                 let by = who.0.clone();
-                let mut copy = parent.ask(|reply| Ask::Copy { who: by, reply }).await?;
+                let mut copy = parent.ask(|reply| Ask::Copy { who: by, transfers: Transfers::Cut, reply }).await?;
                 (copy.take_state()?, Some(copy))
             }
         };
         admit(&parent)?;
-        let lineage =
-            Parent { id: parent.id, name: parent.name().to_string(), snapshot: from.number, step: from.snapshot.step };
+        let origin = Arc::new(Origin { from, image, who: who.0.clone() });
         let mut children: Vec<Child> = Vec::with_capacity(names.len());
         for (name, seat) in names.into_iter().zip(seats) {
             let wanted = Wanted { name, ..wanted.clone() };
-            match self.reserve(seat, wanted, policy.clone(), &image, Some(lineage.clone())) {
+            match self.reserve(seat, wanted, policy.clone(), &origin.image, Some(origin.lineage())) {
                 Ok(child) => children.push(child),
                 Err(error) => {
                     for (child, _) in &children {
@@ -132,12 +136,12 @@ impl Control {
                 }
             }
         }
-        tracing::debug!(computer = %parent.id, snapshot = from.number, count = children.len(), who = who.0, "forks are made");
+        tracing::debug!(computer = %parent.id, snapshot = origin.from.number, count = children.len(), who = who.0, "forks are made");
         let (reply, made) = oneshot::channel();
-        let (inner, who) = (Arc::clone(&self.0), who.0.clone());
-        match copy {
-            None => drop(self.0.tasks.spawn(make(inner, children, from, image, who, reply))),
-            Some(copy) => drop(self.0.tasks.spawn(fork_memory::make(inner, children, from, copy, image, who, reply))),
+        let inner = Arc::clone(&self.0);
+        match copy.map(Arc::new) {
+            None => drop(self.0.tasks.spawn(make(inner, children, origin, None, reply))),
+            Some(copy) => drop(self.0.tasks.spawn(fork_memory::make(inner, children, origin, copy, reply))),
         }
         let made = made.await.map_err(|_| Error::shutting_down())??;
         self.0.metrics.took(Operation::Fork, began);
@@ -145,8 +149,33 @@ impl Control {
     }
 }
 
+/// What a fork is to be: its parent, and what is given over that.
+///
+/// Errors: `bad_request`, `bad_name`.
+pub(super) fn wanted(
+    parent: &Handle,
+    env: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+    pool: Option<&str>,
+) -> Result<Wanted, Error> {
+    let spec = parent.spec();
+    let over = |own: &BTreeMap<_, _>, given| own.clone().into_iter().chain(given).collect();
+    let wanted = Wanted {
+        name: None,
+        image: spec.image.clone(),
+        limits: spec.limits,
+        env: over(&spec.env, env),
+        labels: over(&spec.labels, labels),
+        entrypoint: spec.entrypoint,
+        pool: pool.map_or_else(|| Ok(spec.pool.clone()), |pool| pool_name("pool", pool))?,
+    };
+    spec::check_env(&wanted.env)?;
+    spec::check_labels(&wanted.labels)?;
+    Ok(wanted)
+}
+
 /// Lets a fork in.
-fn admit(parent: &Handle) -> Result<(), Error> {
+pub(super) fn admit(parent: &Handle) -> Result<(), Error> {
     parent.state().ask(Request::Fork).map(drop).map_err(|refused| Error::refused(parent.name(), refused))
 }
 
@@ -170,20 +199,21 @@ pub(crate) fn parent_view(parent: &Parent) -> ParentView {
     ParentView { id: parent.id, name: parent.name.clone(), snapshot: parent.snapshot, step: parent.step }
 }
 
-/// All of them come to run, or nothing of any is left.
-async fn make(
+/// All of them come to run, or nothing of any is left. `anew`: why what runs in the parent does not go on in them,
+/// where it was to.
+pub(super) async fn make(
     inner: Arc<Inner>,
     children: Vec<Child>,
-    from: Resolved,
-    image: Arc<Image>,
-    who: String,
+    origin: Arc<Origin>,
+    anew: Option<String>,
     reply: Reply<ForkView>,
 ) {
+    let Origin { from, image, who } = &*origin;
     failpoint::hit("fork.reserved");
     let give_up = AtomicBool::new(false);
     let mut work = Vec::with_capacity(children.len());
     for (child, _) in &children {
-        let (inner, from, image, give_up) = (&inner, &from, &image, &give_up);
+        let (inner, give_up) = (&inner, &give_up);
         work.push(async move {
             if give_up.load(Ordering::Relaxed) {
                 return (false, Err(Error::internal("another fork failed")));
@@ -219,8 +249,11 @@ async fn make(
     drop(reply.send(Ok(ForkView { items: children.iter().map(|(child, _)| child.view()).collect() })));
     for (child, inbox) in children {
         tracing::info!(computer = %child.id, name = %child.name(), parent = %from.handle.id, snapshot = from.number, "a fork runs");
-        let of = json!({ "parent": from.handle.id, "parent_name": from.handle.name(), "state": from.number });
-        inner.events.tell(EventKind::Forked, Some(&child), Some(&who), of);
+        let mut of = json!({ "parent": from.handle.id, "parent_name": from.handle.name(), "state": from.number });
+        if let Some(why) = &anew {
+            of["anew"] = why.as_str().into();
+        }
+        inner.events.tell(EventKind::Forked, Some(&child), Some(who), of);
         let machine = child.status.borrow().machine.clone();
         if let Some(machine) = machine {
             services::started(&inner, &child, &machine);

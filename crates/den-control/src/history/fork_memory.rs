@@ -23,7 +23,7 @@ use serde_json::json;
 
 use super::{
     Resolved,
-    fork::{Child, begin_disk, insert_rows, unmake_all},
+    fork::{Child, Origin, begin_disk, insert_rows, unmake_all},
 };
 use crate::{
     Error,
@@ -40,17 +40,16 @@ use crate::{
 pub(super) async fn make(
     inner: Arc<Inner>,
     children: Vec<Child>,
-    from: Resolved,
-    copy: Copy,
-    image: Arc<Image>,
-    who: String,
+    origin: Arc<Origin>,
+    copy: Arc<Copy>,
     reply: Reply<ForkView>,
 ) {
+    let Origin { from, image, who } = &*origin;
     failpoint::hit("fork.reserved");
     let children: Vec<Arc<Handle>> = children.into_iter().map(|(child, _)| child).collect();
     let mut work = Vec::with_capacity(children.len());
     for child in &children {
-        work.push(make_one(&inner, child, &from, &copy, &image));
+        work.push(make_one(&inner, child, from, &copy, image));
     }
     let made: Vec<_> = stream::iter(work).buffered(FORKS_AT_ONCE).collect().await;
     let rows: Vec<bool> = made.iter().map(|(has_row, _)| *has_row).collect();
@@ -69,7 +68,7 @@ pub(super) async fn make(
     failpoint::hit("fork.state");
     let mut work = Vec::with_capacity(children.len());
     for child in &children {
-        work.push(go_on(&inner, child, &who));
+        work.push(go_on(&inner, child, who));
     }
     let gone_on: Vec<_> = stream::iter(work).buffered(FORKS_AT_ONCE).collect().await;
     let handles: Result<Vec<_>, Error> = gone_on.into_iter().collect();
@@ -77,9 +76,9 @@ pub(super) async fn make(
         Ok(handles) => handles,
         Err(error) => {
             for child in &children {
-                remove(&inner, child, &who).await;
+                remove(&inner, child, who).await;
             }
-            drop(reply.send(Err(not_gone_on(&from, error))));
+            drop(reply.send(Err(not_gone_on(from, error))));
             return;
         }
     };
@@ -89,7 +88,7 @@ pub(super) async fn make(
         let of = json!({
             "parent": from.handle.id, "parent_name": from.handle.name(), "state": from.number, "memory": true,
         });
-        inner.events.tell(EventKind::Forked, Some(&child), Some(&who), of);
+        inner.events.tell(EventKind::Forked, Some(&child), Some(who), of);
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! - Memory, disk and logs of a copy are of one instant: nothing of the computer moves between them.
-//! - The computer goes on whatever becomes of the copy, as the same processes with the same connections.
+//! - The computer goes on whatever becomes of the copy, as the same processes with the same connections. What goes
+//!   through its agent is joined anew afterwards, or is waited for, or breaks: see [`Transfers`].
 //! - A copy is there while somebody makes something of it. The next start drops what a crash left.
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 use den_machine::{Criu, CriuError, Dump, Machine};
 use den_model::{ComputerId, Request, State, Step, StepNumber};
 use den_sys::failpoint;
+use tokio::{sync::RwLockWriteGuard, time::timeout};
 
 use super::{
     hibernate::{NEW, WHOLE, criu, forget, fresh, home},
@@ -28,8 +30,9 @@ use crate::{
     control::{Inner, blocking, now},
     create::new_id,
     errors::chain,
+    handle::Handle,
     history::{Resolved, Turn, held, keep},
-    limits::PAUSE_INSIDE_WAIT,
+    limits::{DIALS_MAX, PAUSE_INSIDE_WAIT},
     task::Task,
 };
 
@@ -43,6 +46,15 @@ const IMAGES: &str = "images";
 const PAGES: &str = "pages-";
 /// What is known beside the images.
 const FACTS: &str = "den";
+
+/// What becomes of files and connections that are on their way through the agent, which lets go of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transfers {
+    /// No copy is made while there are any.
+    Spared,
+    /// They break.
+    Cut,
+}
 
 /// What ran in a computer, beside the state of the disk at that instant.
 pub(crate) struct Copy {
@@ -128,9 +140,18 @@ fn place(inner: &Inner) -> io::Result<PathBuf> {
     Ok(copies.join(new_id().to_string()))
 }
 
+/// What goes through the agent and would break if it rested.
+pub(crate) fn under_way(handle: &Handle) -> Option<&'static str> {
+    match (handle.doors.carries(), handle.dials.available_permits() < DIALS_MAX) {
+        (true, _) => Some("a file"),
+        (_, true) => Some("a connection to a port"),
+        _ => None,
+    }
+}
+
 impl Task {
     /// Copies what runs, for others to go on from.
-    pub(crate) async fn copy(&self, who: &str) -> Result<Copy, Error> {
+    pub(crate) async fn copy(&self, who: &str, transfers: Transfers) -> Result<Copy, Error> {
         let (inner, handle) = (&self.inner, &self.handle);
         handle.plugged()?;
         if matches!(handle.state(), State::Stopped | State::Failed) {
@@ -165,7 +186,7 @@ impl Task {
             // Its agent has to answer.
             self.resume(By::Who(who.to_owned())).await?;
         }
-        let copied = self.copy_running(&criu, &machine, &home, &mut copy).await;
+        let copied = self.copy_running(&criu, &machine, &home, &mut copy, transfers).await;
         // One that slept by itself does so again.
         if stood
             && !asleep
@@ -177,7 +198,14 @@ impl Task {
         copied.map(|()| copy)
     }
 
-    async fn copy_running(&self, criu: &Criu, machine: &Machine, home: &Path, copy: &mut Copy) -> Result<(), Error> {
+    async fn copy_running(
+        &self,
+        criu: &Criu,
+        machine: &Machine,
+        home: &Path,
+        copy: &mut Copy,
+        transfers: Transfers,
+    ) -> Result<(), Error> {
         let handle = &self.handle;
         handle.history.settled().await;
         // No state is kept meanwhile: that freezes it too.
@@ -185,8 +213,10 @@ impl Task {
         let paused = handle.after(Request::Pause)?;
         self.show(paused, None, now());
         failpoint::hit("copy.shown");
-        handle.doors.all_left(PAUSE_INSIDE_WAIT).await;
-        let written = self.write_copy(criu, machine, home, &turn, copy).await;
+        let written = match self.alone(transfers).await {
+            Ok(_words) => self.write_copy(criu, machine, home, &turn, copy).await,
+            Err(error) => Err(error),
+        };
         if !machine.is_dead() {
             self.show(State::Running, None, now());
         }
@@ -195,6 +225,26 @@ impl Task {
         blocking(move || std::fs::rename(new, to)).await?.map_err(|error| self.not_kept(&error))?;
         failpoint::hit("copy.there");
         Ok(())
+    }
+
+    /// Waits until nobody is at it, who comes now waiting in turn; input waits until the answer is dropped.
+    ///
+    /// Errors: `unsupported` where somebody stays who is to be spared.
+    async fn alone(&self, transfers: Transfers) -> Result<Option<RwLockWriteGuard<'_, ()>>, Error> {
+        let handle = &self.handle;
+        let left = handle.doors.all_left(PAUSE_INSIDE_WAIT).await;
+        let words = timeout(PAUSE_INSIDE_WAIT, handle.doors.words.write()).await.ok();
+        let stays = match (left, &words) {
+            (false, _) => Some("a request"),
+            (_, None) => Some("input that nothing reads"),
+            _ => under_way(handle),
+        };
+        match stays {
+            Some(what) if transfers == Transfers::Spared => {
+                Err(Error::unsupported_memory_fork(handle.name(), &format!("{what} is on its way, and would break")))
+            }
+            _ => Ok(words),
+        }
     }
 
     async fn write_copy(

@@ -175,6 +175,7 @@ impl Task {
         blocking(move || fresh(&made)).await?.map_err(|error| self.not_kept(&error))?;
         match machine.link().rest().await {
             Ok(calls) => {
+                self.handle.doors.rested();
                 logs_stand(&self.handle);
                 Ok(calls)
             }

@@ -31,7 +31,7 @@ pub(crate) mod stand;
 mod unplug;
 mod wake;
 
-pub(crate) use copy::Copy;
+pub(crate) use copy::{Copy, Transfers, under_way};
 pub(crate) use idle::{IdleCell, look_after};
 pub(crate) use pause::By;
 pub(crate) use stand::Stand;

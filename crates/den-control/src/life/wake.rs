@@ -4,14 +4,14 @@ use std::{
     ops::Deref,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use den_machine::Machine;
 use den_model::{Micros, Request, State};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, RwLock};
 
 use crate::{
     Error,
@@ -29,8 +29,14 @@ pub(super) fn steady() -> Micros {
 pub(crate) struct Doors {
     /// Requests that were let in, until the agent has answered.
     inside: AtomicUsize,
-    /// What goes on beyond its request: files on their way, watches, connections.
+    /// What goes on beyond its request: files on their way, watches.
     open: AtomicUsize,
+    /// Watches among those.
+    watches: AtomicUsize,
+    /// How often its agent has let go of all who were there.
+    rests: AtomicU64,
+    /// Held while input is sent to a step, and by who has that wait.
+    pub(crate) words: RwLock<()>,
     last: AtomicI64,
     left: Notify,
     /// One wakes it; the others wait for that.
@@ -42,6 +48,9 @@ impl Doors {
         Self {
             inside: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
+            watches: AtomicUsize::new(0),
+            rests: AtomicU64::new(0),
+            words: RwLock::new(()),
             last: AtomicI64::new(steady()),
             left: Notify::new(),
             waking: Mutex::new(()),
@@ -63,6 +72,21 @@ impl Doors {
         self.inside.load(Ordering::SeqCst) + self.open.load(Ordering::SeqCst) > 0
     }
 
+    /// Whether files are on their way, in or out.
+    pub(crate) fn carries(&self) -> bool {
+        self.open.load(Ordering::SeqCst) > self.watches.load(Ordering::SeqCst)
+    }
+
+    /// How often its agent has let go of all who were there. What was joined before is to be joined anew.
+    pub(crate) fn rests(&self) -> u64 {
+        self.rests.load(Ordering::SeqCst)
+    }
+
+    /// Its agent has let go of all who were there.
+    pub(crate) fn rested(&self) {
+        self.rests.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Waits until every request that was let in has had its answer, for this long at most; says whether.
     pub(crate) async fn all_left(&self, limit: Duration) -> bool {
         let left = async {
@@ -80,20 +104,34 @@ impl Doors {
 }
 
 /// Somebody is there until this is dropped, and it does not go to sleep by itself.
-pub(crate) struct Busy(Arc<Handle>);
+pub(crate) struct Busy {
+    handle: Arc<Handle>,
+    watches: bool,
+}
 
 impl Busy {
-    /// For what goes on beyond its request.
+    /// For a file that is on its way beyond its request.
     pub(crate) fn of(handle: &Arc<Handle>) -> Self {
         handle.doors.open.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(handle))
+        Self { handle: Arc::clone(handle), watches: false }
+    }
+
+    /// For a watch.
+    pub(crate) fn watching(handle: &Arc<Handle>) -> Self {
+        handle.doors.watches.fetch_add(1, Ordering::SeqCst);
+        handle.doors.open.fetch_add(1, Ordering::SeqCst);
+        Self { handle: Arc::clone(handle), watches: true }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.doors.seen();
-        self.0.doors.open.fetch_sub(1, Ordering::SeqCst);
+        let doors = &self.handle.doors;
+        doors.seen();
+        doors.open.fetch_sub(1, Ordering::SeqCst);
+        if self.watches {
+            doors.watches.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

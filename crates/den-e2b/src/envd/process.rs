@@ -58,6 +58,16 @@ pub(crate) struct Table {
     /// How many there are when those that have ended are looked for again.
     look_at: AtomicUsize,
     adopted: tokio::sync::OnceCell<()>,
+    /// What its parent knows of those that go on in a fork, by their steps.
+    known: Mutex<BTreeMap<u64, Known>>,
+}
+
+/// What nobody but who has started a process knows of it.
+#[derive(Clone)]
+struct Known {
+    config: Value,
+    tag: Option<String>,
+    kind: Kind,
 }
 
 /// One process.
@@ -610,6 +620,16 @@ impl Table {
         drop(self.adopted.set(()));
     }
 
+    /// Takes what another knows of its processes: they go on in this one under the same numbers.
+    pub(crate) fn inherit(&self, parent: &Self) {
+        let mut known = parent.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.extend(parent.lock().values().map(|process| {
+            let Process { config, tag, kind, .. } = &**process;
+            (process.step, Known { config: config.clone(), tag: tag.clone(), kind: *kind })
+        }));
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
     /// Adds one. Those that ended are looked for when there are twice as many as the last time left.
     async fn add(&self, e2b: &E2b, sandbox: &str, process: Arc<Process>) {
         let there = {
@@ -656,7 +676,7 @@ impl Table {
     }
 }
 
-/// Finds what an earlier daemon has started and still runs.
+/// Finds what was started by an earlier daemon, or in the parent of a fork, and still runs.
 async fn adopt(e2b: &E2b, sandbox: &Sandbox) -> Result<(), RpcError> {
     let table = &sandbox.processes;
     let adopt = || async {
@@ -664,12 +684,16 @@ async fn adopt(e2b: &E2b, sandbox: &Sandbox) -> Result<(), RpcError> {
         for step in page.items.iter().filter(|step| step.end.is_none() && step.who == who().0 && step.kind == "exec") {
             let input = e2b.control().attach(&sandbox.id, step.number).await?;
             let Some(pid) = input.pid() else { continue };
-            let (cmd, args) = step.argv.split_first().map_or(("", &[][..]), |(cmd, args)| (cmd.as_str(), args));
-            let config = json!({ "cmd": cmd, "args": args, "envs": {} });
-            let kind = if step.pty { Kind::Terminal } else { Kind::Stdin };
-            let process = Process::new(pid, step.number, config, None, kind, Some(input));
+            let known = table.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&step.number);
+            let Known { config, tag, kind } = known.unwrap_or_else(|| {
+                let (cmd, args) = step.argv.split_first().map_or(("", &[][..]), |(cmd, args)| (cmd.as_str(), args));
+                let config = json!({ "cmd": cmd, "args": args, "envs": {} });
+                Known { config, tag: None, kind: if step.pty { Kind::Terminal } else { Kind::Stdin } }
+            });
+            let process = Process::new(pid, step.number, config, tag, kind, Some(input));
             table.lock().insert(pid, Arc::new(process));
         }
+        table.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
         Ok::<_, den_control::Error>(())
     };
     table.adopted.get_or_try_init(adopt).await?;

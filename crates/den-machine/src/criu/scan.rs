@@ -7,8 +7,49 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstatvfs, openat2};
+
 /// Devices that hold nothing: null, zero, full, random, urandom, tty, console and terminals.
 const HARMLESS: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
+
+/// File systems in memory, and how many files a boot makes in each: /run has itself and `lock`.
+const IN_MEMORY: [(&str, u64); 2] = [("run", 2), ("dev/shm", 1)];
+
+/// Whether nothing runs beside the first process, and nothing was put into memory.
+pub(super) fn is_empty(first: u32) -> bool {
+    // Whoever has lost its parent is a child of the first.
+    let alone = children().get(&first).into_iter().flatten().all(|&pid| has_ended(pid));
+    alone && IN_MEMORY.iter().all(|(path, files)| files_in(first, path).is_some_and(|found| found <= *files)) && {
+        let table = fs::read_to_string(format!("/proc/{first}/mountinfo")).unwrap_or_default();
+        let ours =
+            |point: &str| point == "/run" || ["/dev", "/proc/", "/sys/"].iter().any(|ours| point.starts_with(ours));
+        !table.is_empty() && points(&table).all(|(point, kind)| ours(point) || !matches!(kind, "tmpfs" | "ramfs"))
+    }
+}
+
+/// Whether nobody but its parent has yet to hear of it.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().as_bytes().first(), Some(b'Z' | b'X')))
+}
+
+/// How many files the file system at a path inside has.
+fn files_in(first: u32, path: &str) -> Option<u64> {
+    let root = fs::File::open(format!("/proc/{first}/root")).ok()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    let place = openat2(&root, path, flags, Mode::empty(), resolve).ok()?;
+    let facts = fstatvfs(&place).ok()?;
+    facts.f_files.checked_sub(facts.f_ffree)
+}
+
+/// Where what is mounted, and of which kind.
+fn points(table: &str) -> impl Iterator<Item = (&str, &str)> {
+    table.lines().filter_map(|line| {
+        let (front, back) = line.split_once(" - ")?;
+        Some((front.split(' ').nth(4)?, back.split(' ').next()?))
+    })
+}
 
 /// Says what cannot be written down, and whose it is.
 pub(super) fn scan(first: u32) -> Result<(), String> {
@@ -60,9 +101,7 @@ pub(super) fn scan(first: u32) -> Result<(), String> {
 /// What is mounted inside that cannot be mounted again.
 fn mounts(first: u32) -> Result<(), String> {
     let table = fs::read_to_string(format!("/proc/{first}/mountinfo")).unwrap_or_default();
-    for line in table.lines() {
-        let Some((front, back)) = line.split_once(" - ") else { continue };
-        let (Some(point), Some(kind)) = (front.split(' ').nth(4), back.split(' ').next()) else { continue };
+    for (point, kind) in points(&table) {
         let ours = point == "/" || point.starts_with("/proc/") || point.starts_with("/sys/");
         if !ours && (kind == "overlay" || kind.starts_with("fuse") || kind == "ramfs" || kind == "nsfs") {
             return Err(format!("a file system of the kind {kind} is mounted at {point}"));

@@ -18,6 +18,7 @@ use den_testkit::{House, Options, Ran, at_each_point, eventually};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
+const CRIU: &str = "/var/cache/den/criu/criu";
 
 /// Where the SDKs are.
 fn sdk(name: &str) -> PathBuf {
@@ -52,7 +53,10 @@ fn ran(command: &mut Command) {
 }
 
 fn python(version: &str, files: &[&str]) {
-    let house = House::open(DEN);
+    python_in(House::open(DEN), version, files);
+}
+
+fn python_in(house: House, version: &str, files: &[&str]) {
     let program = sdk(&format!("py-{version}")).join("bin/python");
     let words = ["-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider"];
     ran(command(&house, &program).args(words).args(files));
@@ -60,7 +64,10 @@ fn python(version: &str, files: &[&str]) {
 }
 
 fn javascript(version: &str, file: &str) {
-    let house = House::open(DEN);
+    javascript_in(House::open(DEN), version, file);
+}
+
+fn javascript_in(house: House, version: &str, file: &str) {
     let root = sdk(&format!("js-{version}"));
     ran(command(&house, Path::new("node")).env("DEN_E2B_SDK", root).args(["--test", file]));
     house.close();
@@ -124,6 +131,27 @@ fn templates_javascript_2_50() {
 #[test]
 fn templates_javascript_2_45() {
     javascript("2.45.0", "template.mjs");
+}
+
+/// One that can copy what runs.
+fn with_criu() -> House {
+    assert!(Path::new(CRIU).is_file(), "no {CRIU}: `cargo xtask test` fetches it");
+    House::with(DEN, Options { args: vec!["--criu".to_owned(), CRIU.to_owned()], ..Options::default() })
+}
+
+#[test]
+fn forks_python_newest() {
+    python_in(with_criu(), "2.63.0", &["test_fork.py"]);
+}
+
+#[test]
+fn forks_python_2_50() {
+    python_in(with_criu(), "2.50.0", &["test_fork.py"]);
+}
+
+#[test]
+fn forks_javascript_newest() {
+    javascript_in(with_criu(), "2.51.0", "fork.mjs");
 }
 
 /// A request of the control plane: status and body.

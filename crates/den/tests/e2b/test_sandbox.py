@@ -337,8 +337,8 @@ def test_signed_urls(sandbox):
 # --- ports ---
 
 
-def proxied(sandbox, port, path="/"):
-    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(port)}
+def proxied(sandbox, port, path="/", headers=None):
+    headers = {"E2b-Sandbox-Id": sandbox.sandbox_id, "E2b-Sandbox-Port": str(port), **(headers or {})}
     return urllib.request.urlopen(urllib.request.Request(URL + path, headers=headers))
 
 

@@ -20,6 +20,9 @@ const CODE_JAVASCRIPT: [(&str, &str); 2] = [("2.8.0", "2.51.0"), ("2.7.0", "2.45
 const DESKTOP_PYTHON: [(&str, &str); 2] = [("2.7.2", "2.63.0"), ("2.4.4", "2.45.0")];
 const DESKTOP_JAVASCRIPT: [(&str, &str); 2] = [("2.4.0", "2.51.0"), ("2.3.3", "2.45.0")];
 
+/// The version of E2B's command line that is tested.
+const COMMAND_LINE: &str = "2.19.0";
+
 /// Installs those that are missing.
 pub fn ensure() -> anyhow::Result<()> {
     let root = tools::root().join("target/e2b");
@@ -46,7 +49,7 @@ pub fn ensure() -> anyhow::Result<()> {
         let packages = [format!("@e2b/desktop@{version}"), format!("e2b@{below}"), "ws".to_owned()];
         javascript(&root.join(format!("desktop-js-{version}")), &packages)?;
     }
-    Ok(())
+    javascript(&root.join(format!("cli-{COMMAND_LINE}")), &[format!("@e2b/cli@{COMMAND_LINE}")])
 }
 
 fn python(place: &Path, packages: &[String]) -> anyhow::Result<()> {

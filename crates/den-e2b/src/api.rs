@@ -6,6 +6,7 @@ mod list;
 mod measured;
 mod more;
 pub(crate) mod query;
+mod tags;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -93,10 +94,14 @@ pub(crate) fn router(e2b: E2b) -> Router {
         .route("/v2/sandboxes/{id}/logs", get(measured::logs_v2))
         .route("/snapshots", get(more::snapshots))
         .route("/templates", get(more::templates))
-        .route("/v2/templates", get(more::templates))
+        .route("/v2/templates", get(more::templates).post(build::routes::request_old))
         .route("/templates/aliases/{alias}", get(more::alias))
         .route("/templates/{id}", get(more::template).delete(more::delete_template))
         .route("/templates/{id}/tags", get(more::tags))
+        .route("/templates/{id}/tags/count", get(tags::count))
+        .route("/templates/{id}/tags/exists", get(tags::exists))
+        .route("/templates/{id}/tags/groups", get(tags::groups))
+        .route("/templates/{id}/tags/{tag}/assignments", get(tags::assignments))
         .merge(build::routes::guarded())
         .route("/teams", get(more::teams))
         .fallback(not_here)

@@ -33,8 +33,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::shelf::Shelf;
 use self::{log::Entry, plan::Layer};
+pub(crate) use self::{shelf::Shelf, tags::check_tag};
 
 /// Builds that go on at a time; others wait.
 const AT_ONCE: usize = 2;
@@ -96,6 +96,15 @@ struct Record {
 struct Tagged {
     build: String,
     at: i64,
+}
+
+/// A tag of a template, and the build that it leads to.
+pub(crate) struct Assigned {
+    pub tag: String,
+    pub build: String,
+    pub at: i64,
+    pub created_at: i64,
+    pub finished_at: Option<i64>,
 }
 
 impl Record {

@@ -133,9 +133,23 @@ pub(super) async fn logs(State(e2b): State<E2b>, Path(id): Path<String>, uri: Ur
     let sandbox = find(&e2b, &id)?;
     let entries = entries(&e2b, &sandbox, limit(&query)?).await?;
     let entries: Vec<Value> = entries.into_iter().filter(|(at, _)| *at >= start).map(|(_, entry)| entry).collect();
-    let lines: Vec<Value> =
-        entries.iter().map(|entry| json!({ "timestamp": entry["timestamp"], "line": entry["message"] })).collect();
+    let lines: Vec<Value> = entries
+        .iter()
+        .map(|entry| json!({ "timestamp": entry["timestamp"], "line": line(entry).to_string() }))
+        .collect();
     Ok(Json(json!({ "logs": lines, "logEntries": entries })))
+}
+
+/// An entry as older clients read it, who take a line for JSON.
+fn line(entry: &Value) -> Value {
+    let mut line = entry["fields"].clone();
+    if !line.is_object() {
+        line = json!({});
+    }
+    for (name, value) in [("level", &entry["level"]), ("message", &entry["message"]), ("logger", &json!("den"))] {
+        line[name] = value.clone();
+    }
+    line
 }
 
 /// `GET /v2/sandboxes/{id}/logs`.

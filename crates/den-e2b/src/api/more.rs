@@ -83,7 +83,7 @@ pub(super) async fn snapshots(State(e2b): State<E2b>, uri: Uri) -> Result<Respon
     Ok(response)
 }
 
-fn build_id(image: &ImageView) -> String {
+pub(super) fn build_id(image: &ImageView) -> String {
     let bytes = blake3::hash(image.digest.as_bytes());
     uuid::Builder::from_random_bytes(bytes.as_bytes()[..16].try_into().unwrap_or_default()).into_uuid().to_string()
 }
@@ -117,7 +117,7 @@ pub(super) async fn templates(State(e2b): State<E2b>) -> Result<Json<Vec<Value>>
     Ok(Json(all))
 }
 
-async fn image(e2b: &E2b, name: &str) -> Result<ImageView, ApiError> {
+pub(super) async fn image(e2b: &E2b, name: &str) -> Result<ImageView, ApiError> {
     let template = e2b.template(name).await?;
     let images = e2b.images().await?;
     let found = images.into_iter().find(|image| image.name == template.image);

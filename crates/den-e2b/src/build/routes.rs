@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Build, Facts, Record, Status,
+    Assigned, Build, Facts, Record, Status,
     log::{Entry, Level, PAGE_MAX},
     plan, tags,
 };
@@ -65,7 +65,22 @@ struct Request {
 
 /// `POST /v3/templates`.
 async fn request(State(e2b): State<E2b>, bytes: Bytes) -> Result<Response, ApiError> {
-    let Request { name, alias, tags: further, cpus, memory } = body(&bytes)?;
+    Ok((StatusCode::ACCEPTED, Json(requested(&e2b, &bytes).await?)).into_response())
+}
+
+/// `POST /v2/templates`: the same, answered by a whole template.
+pub(crate) async fn request_old(State(e2b): State<E2b>, bytes: Bytes) -> Result<Response, ApiError> {
+    let mut view = requested(&e2b, &bytes).await?;
+    let whole = view["templateID"].as_str().and_then(|id| e2b.built_view(id));
+    if let (Some((Value::Object(mut whole), _)), Some(own)) = (whole, view.as_object_mut()) {
+        whole.append(own);
+        return Ok((StatusCode::ACCEPTED, Json(whole)).into_response());
+    }
+    Err(ApiError::new(404, "the template was deleted"))
+}
+
+async fn requested(e2b: &E2b, bytes: &Bytes) -> Result<Value, ApiError> {
+    let Request { name, alias, tags: further, cpus, memory } = body(bytes)?;
     let name = name.or(alias).ok_or_else(|| ApiError::bad("name: missing"))?;
     let (name, tag) = tags::parse(&name)?;
     if e2b.images().await?.iter().any(|image| image.name == name) {
@@ -96,16 +111,16 @@ async fn request(State(e2b): State<E2b>, bytes: Bytes) -> Result<Response, ApiEr
         finished_at: None,
         made: None,
     };
+    let e2b = e2b.clone();
     let (record, build) = to_the_end(async move { e2b.shelf().register(e2b.control(), &name, facts).await }).await?;
-    let view = json!({
+    Ok(json!({
         "templateID": record.id,
         "buildID": build,
         "public": record.public,
         "names": [record.name],
         "aliases": [record.name],
         "tags": tags,
-    });
-    Ok((StatusCode::ACCEPTED, Json(view)).into_response())
+    }))
 }
 
 fn known(e2b: &E2b, id: &str) -> Result<Record, ApiError> {
@@ -365,6 +380,18 @@ impl E2b {
         let (record, _) = self.record(text)?;
         let view = |(tag, tagged): (&String, &super::Tagged)| json!({ "tag": tag, "buildID": tagged.build, "createdAt": time::text(tagged.at) });
         Some(record.tags.iter().map(view).collect())
+    }
+
+    /// The tags of a template that was built, with the builds that they lead to.
+    pub(crate) fn built_assigned(&self, text: &str) -> Option<Vec<Assigned>> {
+        let (record, _) = self.record(text)?;
+        let known = self.shelf().known();
+        let all = record.tags.iter().filter_map(|(tag, tagged)| {
+            let facts = known.builds.get(&tagged.build)?.facts();
+            let (tag, build) = (tag.clone(), tagged.build.clone());
+            Some(Assigned { tag, build, at: tagged.at, created_at: facts.created_at, finished_at: facts.finished_at })
+        });
+        Some(all.collect())
     }
 
     /// Deletes a template that was built; whether there was one.

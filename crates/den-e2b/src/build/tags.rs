@@ -36,7 +36,7 @@ pub(super) fn parse(text: &str) -> Result<(String, Option<String>), ApiError> {
 }
 
 /// Errors: 400.
-fn check_tag(tag: &str) -> Result<(), ApiError> {
+pub(crate) fn check_tag(tag: &str) -> Result<(), ApiError> {
     match is_word(tag, b"-_.") {
         true => Ok(()),
         false => {

@@ -191,6 +191,36 @@ fn exec(house: &House, id: &str, script: &str) -> Ran {
 }
 
 #[test]
+fn javascript_the_command_line_works() {
+    let house = House::open(DEN);
+    let id = create(&house, 600);
+    let program = sdk("cli-2.19.0").join("node_modules/.bin/e2b");
+    let said = |words: &[&str]| {
+        let ran = command(&house, &program).args(words).env("HOME", house.scratch()).output().expect("a program");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        assert!(ran.status.success(), "{words:?}: {}\n{}", text(&ran.stdout), text(&ran.stderr));
+        text(&ran.stdout)
+    };
+    let listed = |words: &[&str], field: &str, wanted: &str| {
+        let all: Value = serde_json::from_str(&said(words)).expect("JSON");
+        assert!(all.as_array().expect("a list").iter().any(|one| one[field] == wanted), "{words:?}: {all}");
+    };
+    listed(&["sandbox", "list", "--format", "json"], "sandboxId", &id);
+    assert!(said(&["sandbox", "info", &id]).contains("State: running"));
+    assert_eq!(said(&["sandbox", "exec", &id, "whoami"]), "user");
+    assert!(said(&["sandbox", "logs", &id, "--format", "json"]).contains("whoami"));
+    assert!(said(&["sandbox", "logs", &id]).contains("whoami"));
+    listed(&["template", "list", "--format", "json"], "buildStatus", "ready");
+    assert!(said(&["sandbox", "pause", &id]).contains("paused"));
+    listed(&["sandbox", "list", "--state", "paused", "--format", "json"], "sandboxId", &id);
+    assert!(said(&["sandbox", "resume", &id]).contains("resumed"));
+    assert!(said(&["sandbox", "kill", &id]).contains("killed"));
+    assert_eq!(ids(&house), Vec::<String>::new());
+    said(&["sandbox", "kill", &id]); // It says on standard error that there is none.
+    house.close();
+}
+
+#[test]
 fn sandboxes_outlive_the_daemon() {
     let mut house = House::open(DEN);
     let (kept, short, paused) = (create(&house, 600), create(&house, 600), create(&house, 600));

@@ -1,5 +1,6 @@
 """E2B's SDK for Python against a house of Den: git, streamed input, and what is not there."""
 
+import os
 import threading
 
 import pytest
@@ -20,7 +21,7 @@ from e2b import (
     wait_for_file,
 )
 
-from test_sandbox import until
+from test_sandbox import URL, until
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +196,43 @@ def test_what_is_not_there_says_so(sandbox):
         Template.build(Template().from_template("mcp-gateway").add_mcp_server("exa"), "of-mcp")
     with pytest.raises(BuildException, match="den image pull"):
         Template.build(Template().from_node_image("22"), "of-node")
+
+
+def test_tags_are_counted_looked_for_and_listed():
+    from e2b.api.client.api.tags import (
+        get_templates_template_id_tags_count,
+        get_templates_template_id_tags_exists,
+        get_templates_template_id_tags_groups,
+        get_templates_template_id_tags_tag_assignments,
+    )
+    from e2b.api.client.client import AuthenticatedClient
+    from e2b.api.client.models import GetTemplatesTemplateIDTagsGroupsSort as Sort
+
+    built = Template.build(Template().from_image("base").set_envs({"A": "1"}), "counted", tags=["v1", "v2"])
+    Template.assign_tags("counted:v1", ["later"])
+    key = os.environ["E2B_API_KEY"]
+    client = AuthenticatedClient(base_url=URL, token=key, auth_header_name="X-API-Key", prefix="")
+    count = get_templates_template_id_tags_count.sync("counted", client=client).total
+    groups = get_templates_template_id_tags_groups.sync("counted", client=client, sort=Sort.NAME_ASC)
+    names = [group.tag for group in groups.tags]
+    assert names == ["later", "v1", "v2"] and count == 3 and groups.next_cursor is None
+    assert {str(one.build_id) for group in groups.tags for one in group.assignments} == {built.build_id}
+    assert get_templates_template_id_tags_groups.sync("counted", client=client).tags[0].tag == "later"
+    # Page by page.
+    seen, cursor = [], None
+    while cursor is not None or not seen:
+        page = get_templates_template_id_tags_groups.sync(
+            "counted", client=client, tags_limit=2, sort=Sort.NAME_DESC, **({"tags_cursor": cursor} if cursor else {})
+        )
+        seen += [group.tag for group in page.tags]
+        cursor = page.next_cursor
+    assert seen == names[::-1]
+    found = get_templates_template_id_tags_groups.sync("counted", client=client, search="V")
+    assert {group.tag for group in found.tags} == {"v1", "v2"}
+    for tag in ["v1", "none"]:
+        there = get_templates_template_id_tags_exists.sync("counted", client=client, tag=tag)
+        assert (there.exists, there.normalized_tag) == (tag == "v1", tag)
+        all = get_templates_template_id_tags_tag_assignments.sync("counted", tag, client=client)
+        assert len(all.data) == (1 if tag == "v1" else 0) and all.next_cursor is None
+    assert get_templates_template_id_tags_count.sync("base", client=client).total == 1
+    assert get_templates_template_id_tags_count.sync("no-such", client=client).code == 404

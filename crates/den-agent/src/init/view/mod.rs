@@ -61,6 +61,9 @@ pub struct View {
     begun: Cell<bool>,
 }
 
+/// The mount, and the thread that lays its files.
+type Laid = (Arc<Detached>, JoinHandle<()>);
+
 struct Running {
     stop: Arc<OwnedFd>,
     /// The thread's, as long as it serves it.
@@ -235,7 +238,7 @@ fn show(
     share: &Share,
     ready: &watch::Sender<bool>,
     shown: mpsc::Sender<std::convert::Infallible>,
-) -> Option<(Server, (Arc<Detached>, JoinHandle<()>))> {
+) -> Option<(Server, Laid)> {
     let (server, mount) = match Server::new() {
         Ok((server, mount)) => (server, Arc::new(mount)),
         Err(error) => {

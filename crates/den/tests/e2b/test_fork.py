@@ -38,10 +38,16 @@ class Heard:
 
 
 def anew(fork):
-    """Why what ran does not go on in a fork."""
-    events = [json.loads(line) for line in den("events", "--json").splitlines()]
-    [forked] = [event for event in events if event["kind"] == "forked" and event["name"] == fork.sandbox_id]
-    return forked["detail"].get("anew")
+    """Why what ran does not go on in a fork. Its event may come after it."""
+    found = []
+
+    def told():
+        events = [json.loads(line) for line in den("events", "--json").splitlines()]
+        found[:] = [event for event in events if event["kind"] == "forked" and event["name"] == fork.sandbox_id]
+        return found
+
+    until(told, 60)
+    return found[0]["detail"].get("anew")
 
 
 COUNT = "n=0; while true; do n=$((n+1)); echo $n; sleep 0.05; done"

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use den_testkit::House;
 
-use super::{command, names, ran, sdk};
+use super::{CRIU, command, names, ran, sdk};
 
 const BUILD: [&str; 3] = ["e2b", "template", "code-interpreter"];
 
@@ -29,7 +29,7 @@ fn javascript(house: &House, version: &str) {
 /// One test, for the template is built of packages that come from their registries.
 #[test]
 fn code_python_and_javascript_are_run() {
-    let house = names::house();
+    let house = names::house(&["--criu", CRIU]);
     let failed = house.den(&[&BUILD[..], &["--from", "no-such-image"]].concat());
     assert!(failed.code == 1 && failed.stderr.contains("den image pull no-such-image"), "{}", failed.stderr);
     assert_eq!(house.den(&[&BUILD[..], &["--pip", "-r"]].concat()).code, 2);

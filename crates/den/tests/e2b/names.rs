@@ -16,9 +16,9 @@ const INSIDE: &str = r#"mount --bind "$DEN_RESOLV" /etc/resolv.conf || exit 1
 if test -e /etc/nsswitch.conf; then mount --bind "$DEN_NSSWITCH" /etc/nsswitch.conf || exit 1; fi
 exec "$@""#;
 
-/// A house with a domain.
-pub(super) fn house() -> House {
-    House::with(DEN, with(&["--e2b-domain", "e2b.test:0"]))
+/// A house with a domain, and with these words beside.
+pub(super) fn house(further: &[&str]) -> House {
+    House::with(DEN, with(&[&["--e2b-domain", "e2b.test:0"], further].concat()))
 }
 
 fn with(args: &[&str]) -> Options {
@@ -64,7 +64,7 @@ fn javascript(house: &House, version: &str) {
 
 #[test]
 fn names_python_and_javascript() {
-    let house = house();
+    let house = house(&[]);
     for version in ["2.63.0", "2.45.0"] {
         python(&house, version);
     }

@@ -275,3 +275,12 @@ def test_what_was_run_goes_on_after_a_pause():
     assert again.kill()
     with pytest.raises((TimeoutException, SandboxException)):
         again.run_code("v")
+
+
+def test_what_was_run_goes_on_in_a_fork():
+    sandbox = Sandbox.create(timeout=600)
+    assert sandbox.run_code("x = 41; x").text == "41"
+    [fork] = sandbox.fork(timeout=600)
+    assert sandbox.run_code("x += 1; x").text == "42"
+    assert fork.run_code("x += 100; x").text == "141"
+    assert sandbox.kill() and fork.kill()

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use den_testkit::{House, Options, Ran, at_each_point, eventually};
+use den_testkit::{House, Options, Ran, at_each_point, at_each_point_with, eventually};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -133,10 +133,14 @@ fn templates_javascript_2_45() {
     javascript("2.45.0", "template.mjs");
 }
 
-/// One that can copy what runs.
+/// A house that can copy what runs.
 fn with_criu() -> House {
+    House::with(DEN, criu())
+}
+
+fn criu() -> Options {
     assert!(Path::new(CRIU).is_file(), "no {CRIU}: `cargo xtask test` fetches it");
-    House::with(DEN, Options { args: vec!["--criu".to_owned(), CRIU.to_owned()], ..Options::default() })
+    Options { args: vec!["--criu".to_owned(), CRIU.to_owned()], ..Options::default() }
 }
 
 #[test]
@@ -278,6 +282,37 @@ fn a_crash_leaves_whole_sandboxes_or_none() {
                 let (status, _) = ask(house, "POST", &format!("/v2/sandboxes/{id}/connect"), &json!({ "timeout": 60 }));
                 assert!(matches!(status, 200 | 201), "{when}: {view}");
                 assert_eq!(exec(house, &id, "echo here").ok(), "here", "{when}");
+            }
+        },
+    );
+}
+
+#[test]
+fn a_crash_while_a_fork_goes_on_leaves_whole_sandboxes_or_none() {
+    at_each_point_with(
+        DEN,
+        &criu(),
+        &["copy.dumped", "fork.state", "revive.goes_on", "e2b.create.computer", "e2b.create.fact"],
+        |_| {},
+        |house| {
+            for id in ids(house) {
+                assert_eq!(ask(house, "DELETE", &format!("/sandboxes/{id}"), &Value::Null).0, 204);
+            }
+            let id = create(house, 600);
+            house.den(&["exec", &id, "-d", "--", "sleep", "1000"]).ok();
+        },
+        |house| {
+            let (id, key) = (ids(house).pop().expect("one"), key(house));
+            let path = format!("/sandboxes/{id}/fork");
+            let answer = house.api().open("POST", &path, &[("x-api-key", key.as_str())], b"{}");
+            assert!(answer.is_err(), "it broke off");
+        },
+        |house, when, _| {
+            assert_eq!(ids(house), computers(house), "{when}: a sandbox is a computer, and the other way round");
+            for id in ids(house) {
+                let (status, _) = ask(house, "POST", &format!("/v2/sandboxes/{id}/connect"), &json!({ "timeout": 60 }));
+                assert!(matches!(status, 200 | 201), "{when}");
+                assert_eq!(exec(house, &id, "pgrep -c sleep").ok(), "1", "{when}: what ran goes on");
             }
         },
     );

@@ -37,6 +37,7 @@ mod reaper;
 mod secret;
 mod templates;
 mod time;
+mod unread;
 mod way;
 
 use std::{path::Path, sync::Arc};
@@ -108,7 +109,16 @@ impl E2b {
         self.router(Router::new().fallback(none))
     }
 
-    async fn answer(&self, mut request: Request, mut control: Router, mut den: Router) -> Response {
+    async fn answer(&self, request: Request, control: Router, den: Router) -> Response {
+        let (request, unread) = unread::lend(request);
+        let answer = self.sent(request, control, den).await;
+        match unread {
+            Some(unread) => unread.before(answer).await,
+            None => answer,
+        }
+    }
+
+    async fn sent(&self, mut request: Request, mut control: Router, mut den: Router) -> Response {
         let told = api::Told::of(self, &request);
         request.extensions_mut().insert(told);
         match way::of(&request) {

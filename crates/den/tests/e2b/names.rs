@@ -80,7 +80,7 @@ fn text(variables: &Value, name: &str) -> String {
 
 #[test]
 fn names_of_two_houses_do_not_meet() {
-    let (mut one, two) = (house(), house());
+    let (mut one, two) = (house(&[]), house(&[]));
     let (first, second) = (variables(&one), variables(&two));
     for name in ["E2B_DOMAIN", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "E2B_API_KEY"] {
         assert_ne!(first[name], second[name], "{name}");

@@ -372,18 +372,22 @@ fn what_stays_behind_holds_up_no_end_and_lives_on() {
 fn a_step_that_is_whole_leaves_none_of_its_session_behind() {
     let inside = Inside::start();
     // In the group, in a group of its own, and in a session of its own.
-    let script = "set -m; sleep 3001 & set +m; sleep 3002 & setsid -f sleep 3003; exit 4";
-    let bash = |number| Exec {
-        argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec().into()).to_vec(),
+    // It ends once all are what they are to be; how many there are of the last one is its word.
+    let script = "set -m; sleep 3001 & set +m; sleep 3002 & setsid -f sleep 3003
+        for each in 3001:1 3002:1 3003:$1; do
+            until [ $(pgrep -cfx \"sleep ${each%:*}\") = ${each#*:} ]; do sleep 0.01; done
+        done; exit 4";
+    let bash = |number, count: &str| Exec {
+        argv: ["bash", "-c", script, "bash", count].map(|word| word.as_bytes().to_vec().into()).to_vec(),
         ..sh(number, "")
     };
     let left = |number, which: &str| {
         inside.sh(number, &format!("pgrep -cfx 'sleep {which}' || true")).stdout().trim().to_owned()
     };
-    let ran = inside.run(Exec { whole: true, ..bash(1) });
+    let ran = inside.run(Exec { whole: true, ..bash(1, "1") });
     assert_eq!((ran.end, ran.log.end), (End::Exited { code: 4 }, Some(EndRecord::Exited(4))));
     assert_eq!([left(2, "3001"), left(3, "3002"), left(4, "3003")], ["0", "0", "1"]);
-    assert_eq!(inside.run(bash(5)).end, End::Exited { code: 4 });
+    assert_eq!(inside.run(bash(5, "2")).end, End::Exited { code: 4 });
     assert_eq!([left(6, "3001"), left(7, "3002"), left(8, "3003")], ["1", "1", "2"]);
 }
 

@@ -237,7 +237,10 @@ pub fn data(stream: &mut UnixStream, payload: &[u8]) -> io::Result<()> {
 /// Ends the data; an agent that has refused already is told nothing, and its answer is still to be read.
 pub fn end(stream: &mut UnixStream) {
     match write_frame(stream, FrameKind::End, &[]) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => panic!("{error}"),
+        // It has gone, with what was sent read or not.
+        Err(error) if ![io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset].contains(&error.kind()) => {
+            panic!("{error}")
+        }
         _ => {}
     }
 }

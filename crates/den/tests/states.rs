@@ -422,6 +422,7 @@ fn a_computer_that_ends_in_a_merge_has_the_old_or_the_new() {
         "{}",
         reply.text()
     );
+    assert!(!reply.text().contains("could not be taken back"), "{}", reply.text());
     let list = json(&house, "/v1/computers/web/states/now/list?path=/srv/k&limit=5000");
     let paths = texts(&list["items"], "path");
     let expected: Vec<&str> = if reply.status == 200 { paths.clone() } else { vec!["/srv/k/a", "/srv/k/b"] };

@@ -23,7 +23,7 @@ use den_history::{
     merge::{Content, MergeOptions, Op, Plan, plan_of_fork},
 };
 use den_machine::{ApplyContent, LinkError};
-use den_model::{EventKind, Snapshot, SnapshotKind, StateName, StateRef, Step, StepEnd, StepKind};
+use den_model::{EventKind, Snapshot, SnapshotKind, State as Stand, StateName, StateRef, Step, StepEnd, StepKind};
 use den_store::Durability;
 use den_sys::failpoint;
 use den_wire::agent::{ApplyOp, FailureKind};
@@ -52,6 +52,8 @@ use crate::{
 const FILES_MAX: usize = 10_000;
 /// Conflicts that an answer names.
 const CONFLICTS_MAX: usize = 1000;
+/// How often the state before is put back where the computer changes from one state to another meanwhile.
+const BACK_TRIES_MAX: u32 = 5;
 
 /// A state, held and opened.
 struct Opened {
@@ -222,7 +224,20 @@ impl Control {
             let state = StateName::Snapshot(before.number);
             // Half of a merge is no state that anybody may have.
             handle.history.lend(turn);
-            let restored = self.restore_for(handle, state, &Who("merge".to_owned()), Some(undo)).await;
+            let mut status = handle.status.subscribe();
+            let mut tries = 0;
+            let restored = loop {
+                // A stop that broke it off goes on, and until it has ended no disk is put back. It cannot fail: the
+                // sender is the handle's.
+                let _ = status.wait_for(|status| !matches!(status.state, Stand::Stopping | Stand::Starting)).await;
+                let restored = self.restore_for(handle, state.clone(), &Who("merge".to_owned()), Some(undo)).await;
+                tries += 1;
+                match restored {
+                    // It began to change again meanwhile.
+                    Err(error) if error.retryable && tries < BACK_TRIES_MAX => {}
+                    restored => break restored,
+                }
+            };
             handle.history.unlend();
             match restored {
                 Ok(_) => {

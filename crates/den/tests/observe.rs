@@ -104,6 +104,7 @@ fn pages_follow_each_other_and_outlive_the_daemon() {
 #[test]
 fn followers_miss_nothing_and_get_nothing_twice_while_much_happens() {
     const CHANGES: usize = 150;
+    const LATE: usize = 3;
     const LAST: &str = "events.example";
     let house = House::open(DEN);
     house.new_computer("web");
@@ -133,19 +134,26 @@ fn followers_miss_nothing_and_get_nothing_twice_while_much_happens() {
     };
     let all = std::thread::scope(|scope| {
         let early = scope.spawn(|| follow(&api, "after=0"));
-        let writer = scope.spawn(|| {
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let change = &change;
+        let writer = scope.spawn(move || {
             for n in 0..CHANGES {
+                // Whoever begins in the middle has begun before the last change.
+                if (n + 1) % (CHANGES / LATE) == 0 {
+                    may_go_on.recv().expect("a word");
+                }
                 change(json!({ "posture": if n % 2 == 0 { "sealed" } else { "open" } }));
             }
             change(json!({ "allow_add": [LAST], "deny_add": ["no.example"] }));
         });
         // Begun in the middle, from the beginning and from where they stand.
-        let late: Vec<_> = (0..3)
+        let late: Vec<_> = (0..LATE)
             .map(|_| {
                 std::thread::sleep(Duration::from_millis(100));
                 let after = events(&house, "last=1")[0]["number"].as_u64().expect("a number");
                 let follow = &follow;
                 let api = &api;
+                go_on.send(()).expect("the writer");
                 let whole = scope.spawn(move || follow(api, ""));
                 (after, whole, scope.spawn(move || follow(api, &format!("after={after}"))))
             })

@@ -381,6 +381,23 @@ impl From<HistoryError> for Error {
     }
 }
 
+/// What is to be done where [`takes_no_writes`].
+const NO_WRITES: &str = "the disks take no writes, `dmesg` says why: after a full disk make room on that of the data \
+                         folder, then `den shutdown` and `den serve`";
+
+impl Error {
+    /// A file of the house's own that could not be written: what is to be done where its disk is full, or takes no
+    /// writes any more; else `otherwise` of the message.
+    pub(crate) fn of_file(message: String, error: &std::io::Error, otherwise: impl FnOnce(String) -> Self) -> Self {
+        match error.raw_os_error() {
+            // ENOSPC, EDQUOT.
+            Some(28 | 122) => Self::new("host_full", 507, message).hint("make room on the disk of the data folder"),
+            Some(number) if takes_no_writes(number) => Self::new("storage_failed", 500, message).hint(NO_WRITES),
+            _ => otherwise(message),
+        }
+    }
+}
+
 impl From<DiskError> for Error {
     fn from(error: DiskError) -> Self {
         let text = chain(&error);
@@ -399,9 +416,7 @@ impl From<DiskError> for Error {
                 .hint("make room on the disk of the data folder, or remove computers with `den rm`")
                 .because(error)
         } else if number.is_some_and(takes_no_writes) {
-            let hint = "the disks take no writes, `dmesg` says why: after a full disk make room on that of the data \
-                        folder, then `den shutdown` and `den serve`";
-            Self::new("storage_failed", 500, text).hint(hint).because(error)
+            Self::new("storage_failed", 500, text).hint(NO_WRITES).because(error)
         } else {
             Self::new("storage_failed", 500, text).hint("`den doctor` says what this host lacks").because(error)
         }

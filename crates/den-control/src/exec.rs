@@ -483,13 +483,7 @@ async fn begin(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: &Machine, plan
         Err(error) => {
             let message = format!("cannot make the log of step {number} of `{}`: {error}", handle.name());
             not_started(inner, handle, &live, &message).await;
-            return Err(match error.raw_os_error() {
-                Some(28 | 122) => {
-                    Error::new("host_full", 507, message).hint("make room on the disk of the data folder")
-                }
-                _ => Error::internal(message),
-            }
-            .because(error));
+            return Err(Error::of_file(message, &error, Error::internal).because(error));
         }
     };
     failpoint::hit("exec.log");

@@ -11,7 +11,14 @@
 //! payload), a limit on connections, a time limit for request heads, and a limit on how long open
 //! streams may hold up the daemon's end.
 
-use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::Request};
 use hyper::{
@@ -150,7 +157,7 @@ async fn connection(
 }
 
 /// HTTP/1.1 until either side ends it.
-async fn one<S>(stream: S, service: WithEnds, mut ending: watch::Receiver<bool>)
+async fn one<S>(stream: S, service: WithEnds, ending: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -162,21 +169,11 @@ where
         .writev(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    let mut served = pin!(served);
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        () = async { drop(ending.wait_for(|ending| *ending).await) } => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, %peer, "a connection broke");
-    }
+    to_its_end(served, http1::UpgradeableConnection::graceful_shutdown, ending, peer).await;
 }
 
 /// HTTP/2 until either side ends it.
-async fn two<S>(stream: S, service: WithEnds, mut ending: watch::Receiver<bool>)
+async fn two<S>(stream: S, service: WithEnds, ending: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -189,11 +186,19 @@ where
         .keep_alive_interval(ASK_AFTER)
         .keep_alive_timeout(ANSWER_TIME_MAX)
         .serve_connection(TokioIo::new(stream), service);
+    to_its_end(served, http2::Connection::graceful_shutdown, ending, peer).await;
+}
+
+/// Serves until either side ends it: ours once what is under way is answered.
+async fn to_its_end<C>(served: C, end: fn(Pin<&mut C>), mut ending: watch::Receiver<bool>, peer: SocketAddr)
+where
+    C: Future<Output = hyper::Result<()>>,
+{
     let mut served = pin!(served);
     let result = tokio::select! {
         result = served.as_mut() => result,
         () = async { drop(ending.wait_for(|ending| *ending).await) } => {
-            served.as_mut().graceful_shutdown();
+            end(served.as_mut());
             served.await
         }
     };

@@ -172,6 +172,8 @@ fn disks_that_turned_read_only_come_back_with_the_next_daemon() {
     });
     let said = house.den(&["snap", "keeper", "full"]);
     assert!(said.code == 1 && said.stderr.contains("make room"), "{}", said.stderr);
+    let said = house.den(&["exec", "keeper", "--", "true"]);
+    assert!(said.code > 0 && said.stderr.contains("make room"), "{}", said.stderr);
     fs::remove_file(&filler).expect("it is there");
     // Killed, not shut down: what ran still stands on the mount.
     house.restart();

@@ -247,7 +247,7 @@ impl Task {
 
     pub(super) fn not_kept(&self, error: &io::Error) -> Error {
         let message = format!("the memory of `{}` has no place on the disk: {error}", self.handle.name());
-        Error::new("pause_failed", 500, message)
+        Error::of_file(message, error, |message| Error::new("pause_failed", 500, message))
     }
 
     fn not_woken(&self, why: &str) -> Error {

@@ -347,35 +347,61 @@ impl MemoryFiles {
                     total: limit(total)?,
                     used: number(usage)?,
                     swap: [swap_limit, swap_used],
-                    ..parse_v2(&text(stat)?)
+                    ..parse(&text(stat)?, KEYS_V2)
                 }
             }
             // How much swap there may be is the host's matter there.
-            Self::V1 { limit, usage, stat } => {
-                Memory { total: number(limit)?, used: number(usage)?, swap: [u64::MAX, 0], ..parse_v1(&text(stat)?) }
-            }
+            Self::V1 { limit, usage, stat } => Memory {
+                total: number(limit)?,
+                used: number(usage)?,
+                swap: [u64::MAX, 0],
+                ..parse(&text(stat)?, KEYS_V1)
+            },
         };
         (memory.total < NO_LIMIT).then_some(memory)
     }
 }
 
-fn parse_v2(stat: &str) -> Memory {
-    let [anonymous, cached, shared, mapped, dirty, writeback, kernel_stack, page_tables] = keyed(
-        stat,
-        ["anon", "file", "shmem", "file_mapped", "file_dirty", "file_writeback", "kernel_stack", "pagetables"],
-    );
-    let [active_anon, inactive_anon, active_file, inactive_file, unevictable, reclaimable, unreclaimable] = keyed(
-        stat,
-        [
-            "active_anon",
-            "inactive_anon",
-            "active_file",
-            "inactive_file",
-            "unevictable",
-            "slab_reclaimable",
-            "slab_unreclaimable",
-        ],
-    );
+/// What `memory.stat` calls them, in the order in which [`parse`] takes them; what v1 lacks is empty, and 0.
+const KEYS_V2: [&str; 15] = [
+    "anon",
+    "file",
+    "shmem",
+    "file_mapped",
+    "file_dirty",
+    "file_writeback",
+    "active_anon",
+    "inactive_anon",
+    "active_file",
+    "inactive_file",
+    "unevictable",
+    "slab_reclaimable",
+    "slab_unreclaimable",
+    "kernel_stack",
+    "pagetables",
+];
+const KEYS_V1: [&str; 15] = [
+    "total_rss",
+    "total_cache",
+    "total_shmem",
+    "total_mapped_file",
+    "total_dirty",
+    "total_writeback",
+    "total_active_anon",
+    "total_inactive_anon",
+    "total_active_file",
+    "total_inactive_file",
+    "total_unevictable",
+    "",
+    "",
+    "",
+    "",
+];
+
+fn parse(stat: &str, keys: [&str; 15]) -> Memory {
+    let [anonymous, cached, shared, mapped, dirty, writeback, lists @ .., kernel_stack, page_tables] =
+        keyed(stat, keys);
+    let [active_anon, inactive_anon, active_file, inactive_file, unevictable, reclaimable, unreclaimable] = lists;
     Memory {
         cached,
         shared,
@@ -387,26 +413,6 @@ fn parse_v2(stat: &str) -> Memory {
         dirty: [dirty, writeback],
         slab: [reclaimable, unreclaimable],
         kernel: [kernel_stack, page_tables],
-        ..Memory::default()
-    }
-}
-
-fn parse_v1(stat: &str) -> Memory {
-    let [cached, shared, anonymous, mapped, dirty, writeback] =
-        keyed(stat, ["total_cache", "total_shmem", "total_rss", "total_mapped_file", "total_dirty", "total_writeback"]);
-    let [active_anon, inactive_anon, active_file, inactive_file, unevictable] = keyed(
-        stat,
-        ["total_active_anon", "total_inactive_anon", "total_active_file", "total_inactive_file", "total_unevictable"],
-    );
-    Memory {
-        cached,
-        shared,
-        anonymous,
-        anonymous_lists: [active_anon, inactive_anon],
-        file_lists: [active_file, inactive_file],
-        unevictable,
-        mapped,
-        dirty: [dirty, writeback],
         ..Memory::default()
     }
 }
@@ -482,10 +488,12 @@ mod tests {
 
     #[test]
     fn both_layouts_of_memory_are_understood() {
-        let v2 =
-            parse_v2("anon 4096\nfile 8192\nshmem 100\ninactive_file 6000\nactive_file 92\nslab_reclaimable 7\nodd\n");
+        let v2 = parse(
+            "anon 4096\nfile 8192\nshmem 100\ninactive_file 6000\nactive_file 92\nslab_reclaimable 7\nodd\n",
+            KEYS_V2,
+        );
         assert_eq!((v2.anonymous, v2.cached, v2.shared, v2.file_lists, v2.slab[0]), (4096, 8192, 100, [92, 6000], 7));
-        let v1 = parse_v1("cache 1\nrss 2\ntotal_cache 8192\ntotal_rss 4096\ntotal_inactive_file 6000\n");
+        let v1 = parse("cache 1\nrss 2\ntotal_cache 8192\ntotal_rss 4096\ntotal_inactive_file 6000\n", KEYS_V1);
         assert_eq!((v1.anonymous, v1.cached, v1.file_lists), (4096, 8192, [0, 6000]));
         let memory = Memory { total: 10_000, used: 9000, ..v2 };
         assert_eq!((memory.free(), memory.available()), (1000, 7099));

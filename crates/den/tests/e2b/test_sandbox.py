@@ -90,13 +90,16 @@ def test_a_paused_sandbox_keeps_its_processes_and_files():
     sandbox = Sandbox.create(timeout=120)
     sandbox.files.write("kept", "x")
     pid = sandbox.commands.run("sleep 1000", background=True).pid
+    shown = f"ps -o args= -p {pid}"
+    # The shell of a login reads its files first.
+    until(lambda: sandbox.commands.run(shown).stdout.strip() == "sleep 1000")
     for _ in range(3):
         sandbox.pause() if hasattr(sandbox, "pause") else sandbox.beta_pause()
         assert Sandbox.get_info(sandbox.sandbox_id).state.value == "paused"
         assert not sandbox.is_running()
         again = Sandbox.connect(sandbox.sandbox_id, timeout=120)
         assert again.is_running() and again.files.read("kept") == "x"
-        assert again.commands.run(f"ps -o args= -p {pid}").stdout.strip() == "sleep 1000"
+        assert again.commands.run(shown).stdout.strip() == "sleep 1000"
     assert sandbox.kill()
 
 

@@ -295,6 +295,7 @@ impl Control {
         control.0.events.tell(EventKind::DaemonStarted, None, None, detail);
         tokio::spawn(watch::run(Arc::downgrade(&control.0)));
         tokio::spawn(durable::run(Arc::clone(&control.0.late), Arc::downgrade(&control.0)));
+        tokio::spawn(durable::write_disks(Arc::clone(&control.0.late), Arc::downgrade(&control.0)));
         // The first computer shall not find it starting. Without one, all goes on, and nothing leaves.
         control.0.gate.settled().await;
         Ok(control)

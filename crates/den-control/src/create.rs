@@ -7,7 +7,8 @@
 //!
 //! The row's flush and the boot go side by side. A create that fails unmakes all of it; one that a
 //! crash cut off is unmade by the next start, unless the host went down too: then the row may have
-//! been acknowledged, and becomes a stopped computer.
+//! been acknowledged, and becomes a stopped computer. Its disk is not waited for, only written out some
+//! seconds later ([`crate::durable`]): where a power cut took it, the next start makes it again.
 
 use std::{sync::Arc, time::Instant};
 
@@ -338,6 +339,7 @@ async fn running(inner: &Arc<Inner>, handle: &Arc<Handle>, machine: Machine) -> 
     let at = now();
     handle.history.begun(inner, handle).await;
     inner.store.set_state(handle.id, State::Running, None, at, None, Durability::Process).await?;
+    inner.late.disk_was_made(handle.id);
     failpoint::hit("create.state");
     handle.status.send_modify(|status| {
         status.state = State::Running;

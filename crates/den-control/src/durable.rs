@@ -3,13 +3,15 @@
 //! ```text
 //! a step ends ─► told ─┬─► its state is kept: the disk's transaction is written out
 //!                      └─► note: its log ──SAFE_AFTER──► logs synced, once for all of them ─► rows flushed
+//! a computer is made    ─► its row flushed ─► answered; DISKS_WRITTEN_AFTER: transaction ─► the row says so
 //! files, merge          ─► the state after it is kept ─► rows flushed ─► answered
 //! restore               ─► the disks changed places: transaction ─► rows flushed ─► answered
 //! ```
 //!
 //! A command is answered first and is safe a second later, for a flush takes longer than most commands; with
 //! `sync_steps` it is safe first. What is asked of Den itself (a computer, a state with a name, a file, a fork, a
-//! merge, a restore, a policy) is always safe first.
+//! merge, a restore, a policy) is always safe first. Of a computer that was only made nothing but its row has to be:
+//! its disk can be made from it once more.
 //!
 //! Order: bytes before rows, so that a row that is there after a power cut has its bytes, where nothing else was
 //! flushed in between: a row that has to be safe takes the rows before it along.
@@ -19,7 +21,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use den_model::StepNumber;
+use den_model::{ComputerId, StepNumber};
+use den_store::Durability;
 use tokio::sync::Notify;
 
 use crate::{
@@ -27,7 +30,7 @@ use crate::{
     control::{Inner, blocking},
     errors::chain,
     handle::Handle,
-    limits::{LOGS_SYNCED_EACH_MAX, SAFE_AFTER},
+    limits::{DISKS_WRITTEN_AFTER, LOGS_SYNCED_EACH_MAX, SAFE_AFTER},
 };
 
 /// What was answered and is not safe yet.
@@ -36,6 +39,9 @@ pub(crate) struct Late {
     pub strict: bool,
     noted: Mutex<Noted>,
     news: Notify,
+    /// Computers whose disk may not be written out.
+    made: Mutex<Vec<ComputerId>>,
+    news_of_disks: Notify,
 }
 
 #[derive(Default)]
@@ -47,7 +53,13 @@ struct Noted {
 
 impl Late {
     pub(crate) fn new(strict: bool) -> Self {
-        Self { strict, noted: Mutex::default(), news: Notify::new() }
+        Self {
+            strict,
+            noted: Mutex::default(),
+            news: Notify::new(),
+            made: Mutex::default(),
+            news_of_disks: Notify::new(),
+        }
     }
 
     /// A step was answered; its log is to be safe soon.
@@ -60,6 +72,12 @@ impl Late {
         }
         drop(noted);
         self.news.notify_one();
+    }
+
+    /// The disk of `id` was made; it is to be written out.
+    pub(crate) fn disk_was_made(&self, id: ComputerId) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.news_of_disks.notify_one();
     }
 
     /// What was noted; from here on it is the caller's.
@@ -76,6 +94,25 @@ pub(crate) async fn run(late: Arc<Late>, house: Weak<Inner>) {
         tokio::time::sleep(SAFE_AFTER).await;
         let Some(inner) = house.upgrade() else { return };
         make_safe(&inner).await;
+    }
+}
+
+/// Writes out the disks that were made, and has the rows say so, again and again, until the house is gone.
+pub(crate) async fn write_disks(late: Arc<Late>, house: Weak<Inner>) {
+    loop {
+        late.news_of_disks.notified().await;
+        tokio::time::sleep(DISKS_WRITTEN_AFTER).await;
+        let Some(inner) = house.upgrade() else { return };
+        let made = std::mem::take(&mut *late.made.lock().unwrap_or_else(PoisonError::into_inner));
+        // With the disks let go of, the next daemon does it.
+        let Ok(disks) = inner.disks() else { return };
+        let written = async {
+            blocking(move || disks.commit()).await??;
+            Ok::<_, Error>(inner.store.disks_are_written(made, Durability::Process).await?)
+        };
+        if let Err(error) = written.await {
+            tracing::warn!(error = error.chain(), "disks that were made may have to be made again after a power cut");
+        }
     }
 }
 

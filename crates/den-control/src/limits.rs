@@ -40,6 +40,8 @@ pub const RESERVE_BYTES: Bytes = Bytes::mib(32);
 pub const ROOM_BYTES_MIN: Bytes = Bytes::mib(48);
 /// After this a step that was answered survives the end of power too.
 pub const SAFE_AFTER: Duration = Duration::from_secs(1);
+/// After this the disks of computers that were made are written out, together.
+pub const DISKS_WRITTEN_AFTER: Duration = Duration::from_secs(5);
 /// Logs that are synced one by one in that time; where more ended, everything is written out.
 pub const LOGS_SYNCED_EACH_MAX: usize = 64;
 /// How long the steps of a computer that is gone are given to be recorded as ended.

@@ -40,7 +40,7 @@ pub(crate) enum Verdict {
     /// It has no processes, or shall have none: this is where it stands now, and why.
     Settle { state: State, reason: Option<&'static str> },
     /// As [`Verdict::Settle`], and its disk is made if it is not there.
-    RollForward { reason: &'static str },
+    RollForward { state: State, reason: &'static str },
     /// Nobody was told that it was made, or it was being removed: nothing of it stays.
     Unmake { forget_key: bool },
 }
@@ -50,23 +50,41 @@ const HOST_RESTARTED: &str = "the host restarted";
 const ENDED_UNSEEN: &str = "it ended while no daemon ran";
 const RESTORE_CUT_OFF: &str = "the daemon ended while it was taken back to a state; `den log` says whether it was";
 const NO_DISK: &str = "its disk is gone";
+const NEW_DISK: &str = "the host went down before its disk was written out; it has a new one";
+
+/// What there is of a computer's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnDisk {
+    There,
+    /// Nothing, or half of one, and it was never known to be written out: a power cut may have taken it.
+    Unwritten,
+    Gone,
+}
 
 /// What follows from a row, from whether a machine runs, from whether the host restarted since, and
-/// from whether there is a disk. Without a row nothing may stay.
-pub(crate) fn decide(row: Option<State>, machine: bool, host_restarted: bool, disk: bool) -> Verdict {
+/// from its disk. Without a row nothing may stay.
+pub(crate) fn decide(row: Option<State>, machine: bool, host_restarted: bool, disk: OnDisk) -> Verdict {
     let Some(state) = row else { return Verdict::Unmake { forget_key: false } };
     match state {
         State::Removing => Verdict::Unmake { forget_key: false },
-        State::Creating if host_restarted => Verdict::RollForward { reason: NOT_STARTED },
+        State::Creating if host_restarted => Verdict::RollForward { state: State::Stopped, reason: NOT_STARTED },
         State::Creating => Verdict::Unmake { forget_key: true },
+        // It was acknowledged, and the row is all that had to be safe of it.
+        _ if disk == OnDisk::Unwritten && host_restarted => {
+            let state = match state {
+                State::Trashed | State::Unplugged => state,
+                _ => State::Stopped,
+            };
+            Verdict::RollForward { state, reason: NEW_DISK }
+        }
         // Whatever still runs of it was about to be ended. Without a disk there is nothing to come back to.
-        State::Trashed if disk => Verdict::Settle { state, reason: None },
+        State::Trashed if disk == OnDisk::There => Verdict::Settle { state, reason: None },
         State::Trashed => Verdict::Unmake { forget_key: false },
         State::Running | State::Starting if machine => Verdict::Adopt { state: State::Running },
         State::Paused | State::Unplugged if machine => Verdict::Adopt { state },
         // It stays cut off, whatever became of it.
         State::Unplugged => Verdict::Settle { state, reason: None },
-        _ if !disk => Verdict::Settle { state: State::Failed, reason: Some(NO_DISK) },
+        _ if disk != OnDisk::There => Verdict::Settle { state: State::Failed, reason: Some(NO_DISK) },
         State::Running | State::Starting | State::Paused if host_restarted => {
             Verdict::Settle { state: state.learn(Fact::HostRestarted), reason: Some(HOST_RESTARTED) }
         }
@@ -105,8 +123,13 @@ pub(crate) async fn take_up(inner: &Arc<Inner>, running: Vec<Machine>) -> Result
     }
     let work = rows.into_iter().map(|row| {
         let machine = machines.remove(&row.id).filter(|machine| !machine.is_dead());
-        let disk = on_disk.contains(&row.id);
         let life = lives.remove(&row.id).unwrap_or_default();
+        let whole = || inner.disks().is_ok_and(|disks| disks.exists(row.id));
+        let disk = match on_disk.contains(&row.id) && (!life.unwritten || whole()) {
+            true => OnDisk::There,
+            false if life.unwritten => OnDisk::Unwritten,
+            false => OnDisk::Gone,
+        };
         take_up_one(inner, row, life, machine, disk)
     });
     let mut results = stream::iter(work).buffer_unordered(TAKE_UP_MAX);
@@ -122,8 +145,9 @@ async fn take_up_one(
     mut row: Computer,
     life: Life,
     machine: Option<Machine>,
-    disk: bool,
+    on_disk: OnDisk,
 ) -> Result<(), Error> {
+    let disk = on_disk == OnDisk::There;
     hibernate::left_alone(inner, row.id).await?;
     let (machine, rests) = hibernate::find(inner, &mut row, machine);
     if disk {
@@ -131,7 +155,7 @@ async fn take_up_one(
     }
     resize::settle(inner, row.id, machine.as_ref(), row.spec.limits).await;
     let host_restarted = row.boot_id != inner.boot_id;
-    let verdict = decide(Some(row.state), machine.is_some(), host_restarted, disk);
+    let verdict = decide(Some(row.state), machine.is_some(), host_restarted, on_disk);
     tracing::debug!(computer = %row.id, state = %row.state, ?verdict, "a computer is taken up");
     if let Verdict::Unmake { forget_key } = verdict {
         unmake(inner, row.id).await?;
@@ -149,8 +173,8 @@ async fn take_up_one(
     let was = row.state;
     // Before anything of it goes on that could give room back, or want more.
     let stands = match verdict {
-        Verdict::Adopt { state } | Verdict::Settle { state, .. } => state,
-        Verdict::RollForward { .. } | Verdict::Unmake { .. } => State::Stopped,
+        Verdict::Adopt { state } | Verdict::Settle { state, .. } | Verdict::RollForward { state, .. } => state,
+        Verdict::Unmake { .. } => State::Stopped,
     };
     let processes = machine.as_ref().is_some_and(|machine| !machine.is_on_disk());
     let standing = Standing::of(stands, processes && matches!(verdict, Verdict::Adopt { .. }));
@@ -227,9 +251,10 @@ async fn take_up_one(
             }
             end_steps(inner, &handle, open_steps).await?;
         }
-        Verdict::RollForward { reason } => {
+        Verdict::RollForward { state, reason } => {
+            end_steps(inner, &handle, open_steps).await?;
             let (state, reason) = match remade {
-                Ok(()) => (State::Stopped, reason),
+                Ok(()) => (state, reason),
                 // Of a fork whose parent is gone too: it is told, and all others are there.
                 Err(error) if handle.parent.is_some() => {
                     tracing::error!(computer = %row.id, error = error.chain(), "the disk of a fork cannot be made again");
@@ -240,6 +265,9 @@ async fn take_up_one(
             settle(inner, &handle, state, Some(reason)).await?;
         }
         Verdict::Unmake { .. } => {}
+    }
+    if life.unwritten {
+        inner.late.disk_was_made(handle.id);
     }
     services::read(inner, &handle).await?;
     services::taken_up(inner, &handle).await?;
@@ -260,7 +288,7 @@ pub(crate) fn take_up_again(inner: &Arc<Inner>, id: ComputerId) -> BoxFuture<'_,
     Box::pin(async move {
         let row = inner.store.get_computer(id).await?.ok_or_else(|| Error::computer_not_found(&id.to_string()))?;
         let life = inner.store.lives().await?.remove(&id).unwrap_or_default();
-        take_up_one(inner, row, life, None, true).await
+        take_up_one(inner, row, life, None, OnDisk::There).await
     })
 }
 
@@ -413,18 +441,17 @@ mod tests {
     fn row_after(verdict: Verdict, before: Option<State>) -> Option<State> {
         match verdict {
             Verdict::Adopt { state } => Some(state),
-            Verdict::Settle { state, .. } => Some(state),
-            Verdict::RollForward { .. } => Some(State::Stopped),
+            Verdict::Settle { state, .. } | Verdict::RollForward { state, .. } => Some(state),
             Verdict::Unmake { .. } => None,
         }
         .filter(|_| before.is_some())
     }
 
-    fn all(mut each: impl FnMut(Option<State>, bool, bool, bool)) {
+    fn all(mut each: impl FnMut(Option<State>, bool, bool, OnDisk)) {
         for row in State::ALL.into_iter().map(Some).chain([None]) {
             for machine in [false, true] {
                 for host_restarted in [false, true] {
-                    for disk in [true, false] {
+                    for disk in [OnDisk::There, OnDisk::Gone, OnDisk::Unwritten] {
                         each(row, machine, host_restarted, disk);
                     }
                 }
@@ -437,16 +464,20 @@ mod tests {
         let mut table = String::new();
         all(|row, machine, host_restarted, disk| {
             table += &format!(
-                "{:<9} {:<10} {:<12} {:<7} {}\n",
+                "{:<9} {:<10} {:<12} {:<9} {}\n",
                 row.map_or("no row", State::as_str),
                 if machine { "machine" } else { "no machine" },
                 if host_restarted { "other boot" } else { "same boot" },
-                if disk { "disk" } else { "no disk" },
+                match disk {
+                    OnDisk::There => "disk",
+                    OnDisk::Gone => "no disk",
+                    OnDisk::Unwritten => "unwritten",
+                },
                 match decide(row, machine, host_restarted, disk) {
                     Verdict::Adopt { state } => format!("adopt, {state}"),
                     Verdict::Settle { state, reason } =>
                         format!("{state} {}", reason.unwrap_or_default()).trim().to_owned(),
-                    Verdict::RollForward { reason } => format!("stopped, with a disk: {reason}"),
+                    Verdict::RollForward { state, reason } => format!("{state}, with a disk: {reason}"),
                     Verdict::Unmake { forget_key } => {
                         if forget_key { "unmake, and forget its key" } else { "unmake" }.to_owned()
                     }
@@ -463,15 +494,15 @@ mod tests {
             let after = row_after(first, row);
             let adopted = matches!(first, Verdict::Adopt { .. });
             let disk_after = match first {
-                Verdict::RollForward { .. } => true,
-                Verdict::Unmake { .. } => false,
+                Verdict::RollForward { .. } => OnDisk::There,
+                Verdict::Unmake { .. } => OnDisk::Gone,
                 _ => disk,
             };
-            if after.is_none() && !adopted && !disk_after {
+            if after.is_none() && !adopted && disk_after != OnDisk::There {
                 return; // Nothing is left to decide on.
             }
             let second = decide(after, adopted, host_restarted, disk_after);
-            assert_eq!(row_after(second, after), after, "{row:?} {machine} {host_restarted} {disk}");
+            assert_eq!(row_after(second, after), after, "{row:?} {machine} {host_restarted} {disk:?}");
         });
     }
 }

@@ -40,7 +40,8 @@ impl Filter {
 }
 
 impl Store {
-    /// Records a new computer, and the create that asked for it where `idempotency` is given.
+    /// Records a new computer, and the create that asked for it where `idempotency` is given. The disk of one that
+    /// is no fork is not written out yet.
     ///
     /// Errors: `idempotency_replay` with the computer that the same create made before;
     /// `idempotency_mismatch`; `name_taken` with the holder; `computer_exists`.
@@ -66,8 +67,8 @@ impl Store {
             let inserted = connection
                 .prepare_cached(
                     "INSERT INTO computers (id, name, spec, state, reason, created_at, changed_at, boot_id, net,
-                                            parent)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                                            parent, unwritten)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10 IS NULL)",
                 )?
                 .execute(row);
             match inserted {

@@ -1,4 +1,4 @@
-//! How computers sleep, and where those that are cut off come back to.
+//! How computers sleep, where those that are cut off come back to, and whose disk the end of power may take.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::{
     error::{Inside, Op},
 };
 
-/// What a row says of its computer's sleep.
+/// What a row says of its computer's sleep and of its disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Life {
     /// When it sleeps by itself.
@@ -20,6 +20,8 @@ pub struct Life {
     pub asleep: bool,
     /// Where it stood when it was cut off or thrown away.
     pub before: Option<State>,
+    /// Whether the end of power may take its disk: nobody has said yet that it is written out.
+    pub unwritten: bool,
 }
 
 impl Store {
@@ -63,11 +65,22 @@ impl Store {
         })
     }
 
-    /// What all rows say of sleep; computers of which nothing is said are left out.
+    /// Records that the disks of these computers are written out. One that is gone is no error.
+    pub fn disks_are_written(&self, ids: Vec<ComputerId>, durability: Durability) -> Pending<()> {
+        self.write(Op::SetState, durability, Parts::Several, move |connection| {
+            let mut update = connection.prepare_cached("UPDATE computers SET unwritten = 0 WHERE id = ?1")?;
+            for id in ids {
+                update.execute([blob(id)])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What all rows say of sleep and of disks; computers of which nothing is said are left out.
     pub async fn lives(&self) -> Result<HashMap<ComputerId, Life>, StoreError> {
         self.read_many(Op::ReadComputers, |connection| {
-            let sql = "SELECT id, idle, asleep, before FROM computers
-                       WHERE idle IS NOT NULL OR asleep <> 0 OR before IS NOT NULL";
+            let sql = "SELECT id, idle, asleep, before, unwritten FROM computers
+                       WHERE idle IS NOT NULL OR asleep <> 0 OR before IS NOT NULL OR unwritten <> 0";
             let mut statement = connection.prepare_cached(sql)?;
             let mut rows = statement.query([])?;
             let mut lives = HashMap::new();
@@ -86,7 +99,7 @@ impl Store {
                     }
                     None => None,
                 };
-                lives.insert(id, Life { idle, asleep: row.get(2)?, before });
+                lives.insert(id, Life { idle, asleep: row.get(2)?, before, unwritten: row.get(4)? });
             }
             Ok(lives)
         })

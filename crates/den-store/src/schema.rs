@@ -170,6 +170,8 @@ const MIGRATIONS: &[&str] = &[
         fact         TEXT    NOT NULL,            -- JSON
         PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;",
+    // 5 → 6. Whose disk the end of power may take.
+    "ALTER TABLE computers ADD COLUMN unwritten INTEGER NOT NULL DEFAULT 0; -- 1: its disk may not be written out yet",
 ];
 
 /// The schema that is written.

@@ -104,6 +104,9 @@ pub(crate) async fn write_disks(late: Arc<Late>, house: Weak<Inner>) {
         tokio::time::sleep(DISKS_WRITTEN_AFTER).await;
         let Some(inner) = house.upgrade() else { return };
         let made = std::mem::take(&mut *late.made.lock().unwrap_or_else(PoisonError::into_inner));
+        if made.is_empty() {
+            continue;
+        }
         // With the disks let go of, the next daemon does it.
         let Ok(disks) = inner.disks() else { return };
         let written = async {

@@ -86,7 +86,9 @@ pub use errors::Error;
 pub use events::{EventReader, ReadEvents};
 pub use exec::{Execution, Input};
 pub use files::{Attributes, FileReader, FileWriter, TarWriter, Watcher, WriteFile};
-pub use history::{DiffRequest, EachFork, Exploration, ForkOne, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching};
+pub use history::{
+    DiffRequest, EachFork, Exploration, ForkEach, ForkOne, GrepRequest, LOOKS_MAX, StateBytes, StepsMatching,
+};
 pub use images::Job;
 pub use net::{
     HouseNet,

@@ -427,7 +427,11 @@ async fn died(machine: Option<&Machine>) {
 /// Boots nothing: makes the disk that a create or a fork cut off by a power cut did not.
 pub(crate) async fn remake_disk(inner: &Inner, handle: &Handle) -> Result<(), Error> {
     let disks = inner.disks()?;
-    if !disks.exists(handle.id) {
+    let whole = match handle.parent {
+        Some(_) => disks.fork_exists(handle.id),
+        None => disks.exists(handle.id),
+    };
+    if !whole {
         disks.remove(handle.id)?; // Half of one.
         match handle.parent {
             Some(_) => {

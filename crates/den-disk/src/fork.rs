@@ -1,8 +1,8 @@
 //! A disk made from a state of another one.
 //!
 //! ```text
-//! parent's snapshots/<n> ─snapshot─► live ─limit, re-key─► ─snapshot─► snapshots/0 settled ─► steps ─► may run
-//!                                                                                  └─► written out: whole
+//! parent's snapshots/<n> ─snapshot─► live ─limit, re-key─► steps ─► ─snapshot─► snapshots/0 settled ─► may run
+//!                                                                                          └─► written out: whole
 //! ```
 //!
 //! State 0 of a fork is taken after it was re-keyed: it is what the fork was made with, so a fork that did
@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - Nothing that a fork inherits runs before it is re-keyed.
-//! - `steps` comes last: a fork without it is half made, and is removed.
+//! - State 0 comes last: a fork without it is half made, and is made again or removed. So the transaction that is waited
+//!   for has all of it.
 //!
 //! Not here: who may fork, names, lineage (`control`).
 
@@ -80,9 +81,9 @@ impl Disks {
             clear_work(live.as_fd())?;
             rekey::fork(live.as_fd(), identity, layers)?;
             failpoint::hit("fork.rekeyed");
+            self.make_steps(&home, &disk)?;
             let zero = self.begin_snapshot(to, 0)?;
             failpoint::hit("fork.zero");
-            self.make_steps(&home, &disk)?;
             Ok(Forked { disk, zero })
         };
         make().inspect_err(|_| {

@@ -278,10 +278,16 @@ impl Disks {
         Disk { live: home.join("live"), steps: home.join("steps") }
     }
 
-    /// Whether `id` has a disk that is whole.
+    /// Whether `id` has a disk that is whole; of a fork see [`Disks::fork_exists`].
     pub fn exists(&self, id: ComputerId) -> bool {
         // `steps` is made last.
         self.disk(id).steps.is_dir()
+    }
+
+    /// Whether `id`, which was just made as a fork, has a disk that is whole: later its state 0 may be gone.
+    pub fn fork_exists(&self, id: ComputerId) -> bool {
+        // That is made last.
+        self.exists(id) && self.snapshot_path(id, 0).is_dir()
     }
 
     /// Everyone who has a disk, whole or not.

@@ -503,12 +503,17 @@ async fn fork(
     };
     let results: Vec<Value> = all.iter().map(result).collect();
     let mut response = (StatusCode::CREATED, Json(results)).into_response();
+    say_anew(&mut response, anew);
+    Ok(response)
+}
+
+/// Says why what ran does not go on in what was made.
+fn say_anew(response: &mut Response, anew: Option<String>) {
     if let Some(why) = anew
         && let Ok(why) = HeaderValue::from_str(&why)
     {
         response.headers_mut().insert(ANEW, why);
     }
-    Ok(response)
 }
 
 async fn network(State(e2b): State<E2b>, Path(id): Path<String>, bytes: Bytes) -> Result<StatusCode, ApiError> {

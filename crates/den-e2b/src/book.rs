@@ -129,20 +129,6 @@ pub(crate) struct Sandbox {
 }
 
 impl Sandbox {
-    /// One whose computer is new: there are no commands in it that an earlier daemon has begun.
-    pub(crate) fn made(id: String, facts: Facts) -> Arc<Self> {
-        let sandbox = Self::new(id, facts);
-        sandbox.processes.is_new();
-        sandbox
-    }
-
-    /// One whose computer was forked: commands may go on in it, of which its parent knows more than the computer.
-    pub(crate) fn forked(id: String, facts: Facts, parent: &Self) -> Arc<Self> {
-        let sandbox = Self::new(id, facts);
-        sandbox.processes.inherit(&parent.processes);
-        sandbox
-    }
-
     /// What runs in it is copied, until this is dropped.
     pub(crate) fn is_copied(&self) -> impl Drop + '_ {
         struct Copies<'a>(&'a AtomicUsize);
@@ -155,7 +141,8 @@ impl Sandbox {
         Copies(&self.copies)
     }
 
-    pub(crate) fn new(id: String, facts: Facts) -> Arc<Self> {
+    /// One with what is known of the commands in it.
+    pub(crate) fn new(id: String, facts: Facts, processes: Table) -> Arc<Self> {
         let phase = if facts.paused.is_some() { Phase::Paused } else { Phase::Running };
         Arc::new(Self {
             id,
@@ -164,7 +151,7 @@ impl Sandbox {
             turn: tokio::sync::Mutex::default(),
             expiring: AtomicBool::new(false),
             copies: AtomicUsize::new(0),
-            processes: Table::default(),
+            processes,
             watchers: Watchers::default(),
             samples: Mutex::default(),
         })

@@ -14,13 +14,14 @@ use std::{
 };
 
 use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest};
-use den_control::{EachFork, ForkOne, Removal};
+use den_control::{EachFork, ForkEach, ForkOne, Removal};
 use den_model::State;
 use den_sys::failpoint;
 
 use crate::{
     E2b,
     book::{Facts, Paused, Phase, SANDBOX, Sandbox},
+    envd::process::Table,
     error::ApiError,
     making::{labels, to_the_end},
     secret,
@@ -90,6 +91,7 @@ impl E2b {
         let mut env = new.template.context.as_ref().map(|context| context.env.clone()).unwrap_or_default();
         env.extend(environment(&id, &new.template.id, &new.env));
         self.note(&id).await?;
+        let mut processes = Table::empty();
         let made = match &new.template.holder {
             None => {
                 let request = CreateComputer {
@@ -101,6 +103,12 @@ impl E2b {
                     ..CreateComputer::default()
                 };
                 self.control().create(request, None, &who()).await
+            }
+            // A snapshot with what ran.
+            Some(holder) if self.control().state_of(holder) == Some(State::Paused) => {
+                let all = ForkEach { net: new.net.clone(), sleep: false };
+                processes = Table::of(new.template.run.clone());
+                self.fork_whole(holder, &id, "sandbox", env, &all).await.map(|made| made.computer)
             }
             Some(holder) => self.fork_one(holder, &id, "sandbox", env, new.net.as_ref()).await,
         };
@@ -132,7 +140,7 @@ impl E2b {
             context: new.template.context,
             trashed: false,
         };
-        self.enter(id, facts, None).await
+        self.enter(id, facts, processes).await
     }
 
     /// One fork, by this name.
@@ -147,6 +155,21 @@ impl E2b {
         let request = ForkRequest { name: Some(name.to_owned()), labels: labels(label), env, ..ForkRequest::default() };
         let mut made = self.control().fork_with(parent, request, net, &who()).await?;
         made.items.pop().ok_or_else(|| den_control::Error::internal("nothing was forked"))
+    }
+
+    /// As [`E2b::fork_one`], with what runs where that can be.
+    pub(crate) async fn fork_whole(
+        &self,
+        parent: &str,
+        name: &str,
+        label: &str,
+        env: BTreeMap<String, String>,
+        all: &ForkEach,
+    ) -> Result<EachFork, den_control::Error> {
+        let name = name.parse().map_err(|error| den_control::Error::internal("a made up name").because(error))?;
+        let one = ForkOne { name, labels: labels(label), env };
+        let mut made = self.control().fork_each(parent, vec![one], all, &who()).await?;
+        made.pop().unwrap_or_else(|| Err(den_control::Error::internal("nothing was forked")))
     }
 
     /// The computer that was noted, if it was made.
@@ -167,17 +190,14 @@ impl E2b {
     }
 
     /// Writes down a sandbox whose computer runs, and shows it.
-    async fn enter(&self, id: String, facts: Facts, parent: Option<&Sandbox>) -> Result<Arc<Sandbox>, ApiError> {
+    async fn enter(&self, id: String, facts: Facts, processes: Table) -> Result<Arc<Sandbox>, ApiError> {
         if let Err(error) = self.write(&id, &facts).await {
             self.unmake(&id).await;
             return Err(error);
         }
         failpoint::hit("e2b.create.fact");
         self.noted(&id).await;
-        let sandbox = match parent {
-            Some(parent) => Sandbox::forked(id, facts, parent),
-            None => Sandbox::made(id, facts),
-        };
+        let sandbox = Sandbox::new(id, facts, processes);
         self.book().add(Arc::clone(&sandbox));
         Ok(sandbox)
     }
@@ -399,7 +419,7 @@ impl E2b {
             let ids: Vec<String> = wanted.iter().map(|one| one.name.to_string()).collect();
             let made = {
                 let _still = sandbox.is_copied();
-                e2b.control().fork_each(&sandbox.id, wanted, &who()).await
+                e2b.control().fork_each(&sandbox.id, wanted, &ForkEach::default(), &who()).await
             };
             let made = match made {
                 Ok(made) => made,
@@ -443,7 +463,8 @@ impl E2b {
             paused: None,
             ..old.clone()
         };
-        self.enter(id, facts, Some(parent)).await
+        // Commands may go on in it, of which its parent knows more than the computer.
+        self.enter(id, facts, Table::of(parent.processes.known())).await
     }
 
     /// The right to change a sandbox's phase, and what is kept of it.
@@ -488,7 +509,7 @@ impl E2b {
                 tracing::warn!(sandbox = id, error = error.message, "that it is back is not written down");
             }
         }
-        self.book().add(Sandbox::new(id, facts));
+        self.book().add(Sandbox::new(id, facts, Table::default()));
     }
 
     /// Takes a sandbox out of the book whose computer lies in the trash. Its fact stays.

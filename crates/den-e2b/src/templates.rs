@@ -1,13 +1,15 @@
 //! Templates: the images of the house, what was built of them, and the snapshots of sandboxes.
 //!
-//! A snapshot is a computer that was forked from its sandbox and stopped: it holds the files, needs no process, and
-//! outlives the sandbox. Sandboxes that begin from it are forks of it. It is noted before it is made, and before a newer
-//! one takes its name: a crash leaves no disk that no name stands for.
+//! A snapshot is a computer that was forked from its sandbox and stopped, or that sleeps on the disk with what ran: it
+//! holds the files, and the memory then, needs no process, and outlives the sandbox. Sandboxes that begin from it are
+//! forks of it. It is noted before it is made, and before a newer one takes its name: a crash leaves no disk that no
+//! name stands for.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use den_api::ImageView;
-use den_control::Removal;
+use den_control::{EachFork, ForkEach, Removal};
+use den_model::State;
 use den_sys::failpoint;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,7 @@ use crate::{
     E2b,
     book::{Phase, Sandbox},
     build::{Context, Start},
+    envd::process::{Known, known_in},
     error::ApiError,
     life::CHANGE_WAIT,
     making::to_the_end,
@@ -44,6 +47,8 @@ pub(crate) struct Template {
     pub context: Option<Context>,
     /// What runs in every sandbox from its beginning.
     pub start: Option<Start>,
+    /// What is known of the commands that go on in it.
+    pub run: BTreeMap<u64, Known>,
 }
 
 /// What is kept of a snapshot.
@@ -57,6 +62,9 @@ pub(crate) struct Snapshot {
     pub name: Option<String>,
     #[serde(default)]
     pub context: Option<Context>,
+    /// What is known of the commands that go on from it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub run: BTreeMap<u64, Known>,
     pub created_at: i64,
 }
 
@@ -68,7 +76,7 @@ pub(crate) fn id_of(image: &str) -> String {
 impl Template {
     pub(crate) fn of_image(image: &str) -> Self {
         let (id, alias) = (id_of(image), Some(image.to_owned()));
-        Self { id, alias, image: image.to_owned(), holder: None, context: None, start: None }
+        Self { id, alias, image: image.to_owned(), holder: None, context: None, start: None, run: BTreeMap::new() }
     }
 
     /// Who commands run as where they do not say, where, and with what.
@@ -100,10 +108,10 @@ impl E2b {
         for (id, text) in self.control().facts(SNAPSHOT).await? {
             let Ok(snapshot) = serde_json::from_str::<Snapshot>(&text) else { continue };
             if id == name || snapshot.template == plain || id == format!("{name}:{TAG_DEFAULT}") {
-                let Snapshot { template, holder, image, name, context, .. } = snapshot;
+                let Snapshot { template, holder, image, name, context, run, .. } = snapshot;
                 // Its start command is a service of it, as it was of its sandbox.
                 let (alias, holder) = (name, Some(holder));
-                return Ok(Template { id: template, alias, image, holder, context, start: None });
+                return Ok(Template { id: template, alias, image, holder, context, start: None, run });
             }
         }
         if let Some(built) = self.built(name) {
@@ -121,12 +129,12 @@ impl E2b {
         Ok(self.control().images().await?)
     }
 
-    /// Keeps the files of a sandbox as they are now.
+    /// Keeps a sandbox as it is now; and says why what runs in it is not kept, where it cannot be.
     pub(crate) async fn snapshot(
         &self,
         sandbox: &Arc<Sandbox>,
         name: Option<String>,
-    ) -> Result<(String, Snapshot), ApiError> {
+    ) -> Result<(String, Snapshot, Option<String>), ApiError> {
         if let Some(name) = &name {
             check(name)?;
             if self.built_exists(name).is_some() {
@@ -141,19 +149,23 @@ impl E2b {
             }
             let holder = secret::id('s');
             e2b.note(&holder).await?;
-            let made = e2b.fork_one(&sandbox.id, &holder, "snapshot", BTreeMap::new(), None).await;
-            let image = e2b.made(&holder, made).await?.image;
-            let kept = e2b.keep_snapshot(&sandbox, &holder, image, name).await;
+            let all = ForkEach { net: None, sleep: true };
+            let made = {
+                let _still = sandbox.is_copied();
+                e2b.fork_whole(&sandbox.id, &holder, "snapshot", BTreeMap::new(), &all).await
+            };
+            let EachFork { computer, anew } = e2b.made(&holder, made).await?;
+            let kept = e2b.keep_snapshot(&sandbox, &holder, computer.image, name).await;
             match kept {
                 Ok(_) => e2b.noted(&holder).await,
                 Err(_) => e2b.unmake(&holder).await,
             }
-            kept
+            kept.map(|(id, snapshot)| (id, snapshot, anew))
         })
         .await
     }
 
-    /// Stops the computer that is to hold a snapshot, and has the name stand for it.
+    /// Stops the computer that is to hold a snapshot, unless it sleeps, and has the name stand for it.
     async fn keep_snapshot(
         &self,
         sandbox: &Sandbox,
@@ -167,9 +179,14 @@ impl E2b {
             Some(name) => format!("{name}:{TAG_DEFAULT}"),
             None => format!("{holder}:{TAG_DEFAULT}"),
         };
+        let mut run = BTreeMap::new();
+        if self.control().state_of(holder) == Some(State::Paused) {
+            run = known_in(self, holder, sandbox.processes.known()).await?;
+        } else {
+            self.control().stop(holder, Some(std::time::Duration::ZERO), &who()).await?;
+        }
         let (template, holder, sandbox) = (holder.to_owned(), holder.to_owned(), sandbox.id.clone());
-        self.control().stop(&holder, Some(std::time::Duration::ZERO), &who()).await?;
-        let snapshot = Snapshot { template, holder, image, sandbox, name, context, created_at: now() };
+        let snapshot = Snapshot { template, holder, image, sandbox, name, context, run, created_at: now() };
         let text = serde_json::to_string(&snapshot).map_err(|error| ApiError::new(500, error.to_string()))?;
         let _names = self.names().await?;
         let before = self.find_snapshot(&id).await?;

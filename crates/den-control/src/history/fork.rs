@@ -141,7 +141,7 @@ impl Control {
         let inner = Arc::clone(&self.0);
         match copy.map(Arc::new) {
             None => drop(self.0.tasks.spawn(make(inner, children, origin, None, reply))),
-            Some(copy) => drop(self.0.tasks.spawn(fork_memory::make(inner, children, origin, copy, reply))),
+            Some(copy) => drop(self.0.tasks.spawn(fork_memory::make(inner, children, origin, copy, true, reply))),
         }
         let made = made.await.map_err(|_| Error::shutting_down())??;
         self.0.metrics.took(Operation::Fork, began);

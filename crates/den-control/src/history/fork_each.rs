@@ -14,7 +14,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use den_api::ComputerView;
+use den_api::{ComputerView, NetRequest};
+use den_gate::policy::Policy;
 use den_model::{ComputerName, StateName, StateRef};
 use futures_util::{StreamExt, stream};
 use tokio::sync::oneshot;
@@ -32,6 +33,7 @@ use crate::{
     life::{Copy, Transfers, under_way},
     limits::{FORKS_AT_ONCE, UNDER_WAY_LOOK, UNDER_WAY_WAIT},
     metrics::Operation,
+    net,
     pools::Seat,
     spec::Wanted,
 };
@@ -47,13 +49,32 @@ pub struct ForkOne {
     pub env: BTreeMap<String, String>,
 }
 
+/// What all forks of one call have beside that.
+#[derive(Debug, Clone, Default)]
+pub struct ForkEach {
+    /// The policy in place of the parent's.
+    pub net: Option<NetRequest>,
+    /// Where what runs goes on in them, they sleep on the disk until somebody resumes them.
+    pub sleep: bool,
+}
+
 /// A fork that was made.
 #[derive(Debug)]
 pub struct EachFork {
-    /// The computer, running.
+    /// The computer: running, or asleep where that was asked for.
     pub computer: ComputerView,
     /// Why it was booted, though something ran in its parent.
     pub anew: Option<String>,
+}
+
+/// What all of them are made of.
+#[derive(Clone)]
+struct Beginning {
+    origin: Arc<Origin>,
+    policy: Policy,
+    /// What runs.
+    copy: Option<Arc<Copy>>,
+    sleep: bool,
 }
 
 /// One that has room.
@@ -66,12 +87,13 @@ impl Control {
     /// Makes computers that go on from where `computer` is: with what runs in it, where anything does and this host
     /// can copy it, else with the disk alone. Returns once each runs, or says why it does not.
     ///
-    /// Errors: `computer_not_found`, `wrong_state`, `image_not_found`, `host_full`; of each `name_taken`,
-    /// `bad_request`, `pool_full`, `fork_failed`, `host_full`, `host_lacks`.
+    /// Errors: `computer_not_found`, `wrong_state`, `image_not_found`, `host_full`, those of a policy that a create is
+    /// refused for; of each `name_taken`, `bad_request`, `pool_full`, `fork_failed`, `host_full`, `host_lacks`.
     pub async fn fork_each(
         &self,
         computer: &str,
         forks: Vec<ForkOne>,
+        all: &ForkEach,
         who: &Who,
     ) -> Result<Vec<Result<EachFork, Error>>, Error> {
         let began = Instant::now();
@@ -79,6 +101,10 @@ impl Control {
         self.0.reserve.room()?;
         let parent = self.0.registry.find_any(computer)?;
         admit(&parent)?;
+        let policy = match &all.net {
+            Some(net) => net::of_create(Some(net), &self.0.net)?,
+            None => parent.net.get().policy.clone(),
+        };
         let image = self.0.images.by_digest(&parent.spec().image_digest)?;
         let places: Vec<_> = forks.into_iter().map(|one| self.place(&parent, one)).collect();
         if places.iter().all(Result::is_err) {
@@ -89,10 +115,11 @@ impl Control {
         if let Some(why) = &anew {
             tracing::warn!(computer = %parent.id, why, "what runs in a computer does not go on in its forks");
         }
-        let (copy, origin) = (copy.map(Arc::new), Arc::new(Origin { from, image, who: who.0.clone() }));
+        let origin = Origin { from, image, who: who.0.clone() };
+        let beginning = Beginning { origin: Arc::new(origin), policy, copy: copy.map(Arc::new), sleep: all.sleep };
         let mut work = Vec::with_capacity(places.len());
         for place in places {
-            work.push(async { self.fork_one(&origin, copy.as_ref(), anew.as_ref(), place?).await });
+            work.push(async { self.fork_one(&beginning, anew.as_ref(), place?).await });
         }
         let made = stream::iter(work).buffered(FORKS_AT_ONCE).collect().await;
         self.0.metrics.took(Operation::Fork, began);
@@ -148,43 +175,34 @@ impl Control {
     }
 
     /// Makes one.
-    async fn fork_one(
-        &self,
-        origin: &Arc<Origin>,
-        copy: Option<&Arc<Copy>>,
-        anew: Option<&String>,
-        place: Place,
-    ) -> Result<EachFork, Error> {
+    async fn fork_one(&self, beginning: &Beginning, anew: Option<&String>, place: Place) -> Result<EachFork, Error> {
         let Place { wanted, seat } = place;
-        let Some(copy) = copy else { return self.grow(origin, None, anew.cloned(), Place { wanted, seat }).await };
+        let booted = Beginning { copy: None, ..beginning.clone() };
+        if beginning.copy.is_none() {
+            return self.grow(&booted, anew.cloned(), Place { wanted, seat }).await;
+        }
         let again = wanted.clone();
-        match self.grow(origin, Some(copy), None, Place { wanted, seat }).await {
+        match self.grow(beginning, None, Place { wanted, seat }).await {
             Err(error) if error.code == "fork_failed" => {
                 let why = error.chain();
-                tracing::warn!(computer = %origin.from.handle.id, why, "a fork boots, for what runs did not go on in it");
+                tracing::warn!(computer = %beginning.origin.from.handle.id, why, "a fork boots, for what runs did not go on in it");
                 let seat = self.seat(&again)?;
-                self.grow(origin, None, Some(why), Place { wanted: again, seat }).await
+                self.grow(&booted, Some(why), Place { wanted: again, seat }).await
             }
             made => made,
         }
     }
 
-    async fn grow(
-        &self,
-        origin: &Arc<Origin>,
-        copy: Option<&Arc<Copy>>,
-        anew: Option<String>,
-        place: Place,
-    ) -> Result<EachFork, Error> {
+    async fn grow(&self, beginning: &Beginning, anew: Option<String>, place: Place) -> Result<EachFork, Error> {
         let Place { wanted, seat } = place;
-        let policy = origin.from.handle.net.get().policy.clone();
+        let Beginning { origin, policy, copy, sleep } = beginning.clone();
         let child = self.reserve(seat, wanted, policy, &origin.image, Some(origin.lineage()))?;
         let (reply, made) = oneshot::channel();
-        let (inner, origin) = (Arc::clone(&self.0), Arc::clone(origin));
+        let inner = Arc::clone(&self.0);
         match copy {
             Some(copy) => {
-                let copy = Arc::clone(copy);
-                drop(self.0.tasks.spawn(fork_memory::make(inner, vec![child], origin, copy, reply)));
+                let work = fork_memory::make(inner, vec![child], origin, copy, !sleep, reply);
+                drop(self.0.tasks.spawn(work));
             }
             None => drop(self.0.tasks.spawn(fork::make(inner, vec![child], origin, anew.clone(), reply))),
         }

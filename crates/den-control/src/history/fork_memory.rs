@@ -36,12 +36,13 @@ use crate::{
     trash::Removal,
 };
 
-/// All of them go on, or nothing of any is left.
+/// All of them go on, or sleep on the disk where they are not to go on yet; or nothing of any is left.
 pub(super) async fn make(
     inner: Arc<Inner>,
     children: Vec<Child>,
     origin: Arc<Origin>,
     copy: Arc<Copy>,
+    goes_on: bool,
     reply: Reply<ForkView>,
 ) {
     let Origin { from, image, who } = &*origin;
@@ -68,7 +69,7 @@ pub(super) async fn make(
     failpoint::hit("fork.state");
     let mut work = Vec::with_capacity(children.len());
     for child in &children {
-        work.push(go_on(&inner, child, who));
+        work.push(go_on(&inner, child, goes_on.then_some(who)));
     }
     let gone_on: Vec<_> = stream::iter(work).buffered(FORKS_AT_ONCE).collect().await;
     let handles: Result<Vec<_>, Error> = gone_on.into_iter().collect();
@@ -84,7 +85,7 @@ pub(super) async fn make(
     };
     drop(reply.send(Ok(ForkView { items: handles.iter().map(|child| child.view()).collect() })));
     for child in handles {
-        tracing::info!(computer = %child.id, name = %child.name(), parent = %from.handle.id, snapshot = from.number, "a fork goes on");
+        tracing::info!(computer = %child.id, name = %child.name(), parent = %from.handle.id, snapshot = from.number, goes_on, "a fork goes on from where its parent was");
         let of = json!({
             "parent": from.handle.id, "parent_name": from.handle.name(), "state": from.number, "memory": true,
         });
@@ -114,12 +115,14 @@ async fn make_one(
     }
 }
 
-/// Takes one up as the next start would, and has it go on.
-async fn go_on(inner: &Arc<Inner>, child: &Handle, who: &str) -> Result<Arc<Handle>, Error> {
+/// Takes one up as the next start would, and has it go on for somebody.
+async fn go_on(inner: &Arc<Inner>, child: &Handle, who: Option<&String>) -> Result<Arc<Handle>, Error> {
     recover::take_up_again(inner, child.id).await?;
     let handle = inner.registry.get(child.id).ok_or_else(|| Error::computer_not_found(&child.id.to_string()))?;
-    let by = By::Who(who.to_owned());
-    handle.ask(|reply| Ask::Resume { by, reply }).await?;
+    if let Some(who) = who {
+        let by = By::Who(who.clone());
+        handle.ask(|reply| Ask::Resume { by, reply }).await?;
+    }
     Ok(handle)
 }
 

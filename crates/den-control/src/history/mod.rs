@@ -45,7 +45,7 @@ pub(crate) use book::{History, Pin, Turn};
 pub(crate) use changes::{changes_file, list_changes};
 pub use diff::DiffRequest;
 pub use explore::Exploration;
-pub use fork_each::{EachFork, ForkOne};
+pub use fork_each::{EachFork, ForkEach, ForkOne};
 pub(crate) use keep::{House, Wanted, ended, keep, take, thaw_all};
 pub use look::{GrepRequest, LOOKS_MAX, StateBytes};
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     body, find,
     query::{first, pairs},
+    say_anew,
 };
 use crate::{
     E2b, ENVD_VERSION,
@@ -44,8 +45,10 @@ pub(super) async fn snapshot(
 ) -> Result<Response, ApiError> {
     let Take { name } = body(&bytes)?;
     let sandbox = find(&e2b, &id)?;
-    let (id, snapshot) = e2b.snapshot(&sandbox, name).await?;
-    Ok((StatusCode::CREATED, Json(snapshot_view(&id, &snapshot))).into_response())
+    let (id, snapshot, anew) = e2b.snapshot(&sandbox, name).await?;
+    let mut answer = (StatusCode::CREATED, Json(snapshot_view(&id, &snapshot))).into_response();
+    say_anew(&mut answer, anew);
+    Ok(answer)
 }
 
 /// `GET /snapshots`.

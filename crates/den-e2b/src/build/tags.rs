@@ -85,6 +85,7 @@ impl E2b {
             holder: Some(made.holder),
             start: made.start.map(|command| Start { command, how: made.start_how, context: context.clone() }),
             context: Some(context),
+            run: Default::default(),
         })
     }
 

@@ -19,10 +19,10 @@ use std::{
 use axum::response::Response;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use den_api::{EndView, ExecRequest, PtySize, SignalRequest};
+use den_api::{EndView, ExecRequest, PtySize, SignalRequest, StepView};
 use den_control::{Execution, Follow, Input, Order, OutputItem, OutputReader, OutputStream};
 use futures_util::{StreamExt, stream};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
@@ -63,8 +63,8 @@ pub(crate) struct Table {
 }
 
 /// What nobody but who has started a process knows of it.
-#[derive(Clone)]
-struct Known {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
     config: Value,
     tag: Option<String>,
     kind: Kind,
@@ -84,8 +84,8 @@ struct Process {
 }
 
 /// What its input is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
     Silent,
     Stdin,
     Terminal,
@@ -615,19 +615,24 @@ impl Process {
 }
 
 impl Table {
-    /// Of one that was just made there is nothing to adopt.
-    pub(crate) fn is_new(&self) {
-        drop(self.adopted.set(()));
+    /// Of a computer that is new: nothing runs in it.
+    pub(crate) fn empty() -> Self {
+        Self { adopted: tokio::sync::OnceCell::new_with(Some(())), ..Self::default() }
     }
 
-    /// Takes what another knows of its processes: they go on in this one under the same numbers.
-    pub(crate) fn inherit(&self, parent: &Self) {
-        let mut known = parent.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        known.extend(parent.lock().values().map(|process| {
+    /// Of a computer in which commands go on, by what is known of them.
+    pub(crate) fn of(known: BTreeMap<u64, Known>) -> Self {
+        Self { known: Mutex::new(known), ..Self::default() }
+    }
+
+    /// What is known of them, by their steps: where they go on they do so under the same numbers.
+    pub(crate) fn known(&self) -> BTreeMap<u64, Known> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        known.extend(self.lock().values().map(|process| {
             let Process { config, tag, kind, .. } = &**process;
             (process.step, Known { config: config.clone(), tag: tag.clone(), kind: *kind })
         }));
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        known
     }
 
     /// Adds one. Those that ended are looked for when there are twice as many as the last time left.
@@ -680,8 +685,7 @@ impl Table {
 async fn adopt(e2b: &E2b, sandbox: &Sandbox) -> Result<(), RpcError> {
     let table = &sandbox.processes;
     let adopt = || async {
-        let page = e2b.control().steps(&sandbox.id, None, Some(ADOPTED_MAX), Order::NewestFirst).await?;
-        for step in page.items.iter().filter(|step| step.end.is_none() && step.who == who().0 && step.kind == "exec") {
+        for step in running(e2b, &sandbox.id).await? {
             let input = e2b.control().attach(&sandbox.id, step.number).await?;
             let Some(pid) = input.pid() else { continue };
             let known = table.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&step.number);
@@ -698,6 +702,24 @@ async fn adopt(e2b: &E2b, sandbox: &Sandbox) -> Result<(), RpcError> {
     };
     table.adopted.get_or_try_init(adopt).await?;
     Ok(())
+}
+
+/// The steps of processes that run in a computer.
+async fn running(e2b: &E2b, computer: &str) -> Result<Vec<StepView>, den_control::Error> {
+    let mut steps = e2b.control().steps(computer, None, Some(ADOPTED_MAX), Order::NewestFirst).await?.items;
+    steps.retain(|step| step.end.is_none() && step.who == who().0 && step.kind == "exec");
+    Ok(steps)
+}
+
+/// What is known of the processes that go on in a computer which sleeps.
+pub(crate) async fn known_in(
+    e2b: &E2b,
+    computer: &str,
+    mut known: BTreeMap<u64, Known>,
+) -> Result<BTreeMap<u64, Known>, den_control::Error> {
+    let steps: Vec<u64> = running(e2b, computer).await?.iter().map(|step| step.number).collect();
+    known.retain(|step, _| steps.contains(step));
+    Ok(known)
 }
 
 #[cfg(test)]

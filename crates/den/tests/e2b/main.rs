@@ -440,15 +440,19 @@ fn one_key_is_one_sandbox() {
     house.close();
 }
 
-#[test]
-fn a_crash_leaves_no_disk_of_a_snapshot() {
+/// What a crash at each of these points leaves of a snapshot that takes the place of another, in which something `runs`.
+fn crashes_of_a_snapshot(options: &Options, points: &[&str], runs: bool) {
     let take =
         |house: &House, id: &str| ask(house, "POST", &format!("/sandboxes/{id}/snapshots"), &json!({"name": "x"}));
-    at_each_point(
+    at_each_point_with(
         DEN,
-        &["e2b.create.computer", "e2b.snapshot.fact"],
+        options,
+        points,
         |house| {
             let id = create(house, 3600);
+            if runs {
+                house.den(&["exec", &id, "-d", "--", "sleep", "1000"]).ok();
+            }
             assert_eq!(take(house, &id).0, 201);
         },
         |house| {
@@ -475,9 +479,23 @@ fn a_crash_leaves_no_disk_of_a_snapshot() {
             assert_eq!(status, 201, "{when}: {body}");
             let id = body["sandboxID"].as_str().expect("an id");
             assert_eq!(house.json(&["net", id])["posture"], "sealed", "{when}: its own policy, not its parent's");
+            if runs {
+                assert_eq!(exec(house, id, "pgrep -c sleep").ok(), "1", "{when}: what ran goes on");
+            }
             assert_eq!(ask(house, "DELETE", &format!("/sandboxes/{id}"), &Value::Null).0, 204);
         },
     );
+}
+
+#[test]
+fn a_crash_leaves_no_disk_of_a_snapshot() {
+    crashes_of_a_snapshot(&Options::default(), &["e2b.create.computer", "e2b.snapshot.fact"], false);
+}
+
+#[test]
+fn a_crash_leaves_no_memory_of_a_snapshot() {
+    let points = ["copy.dumped", "fork.state", "e2b.create.computer", "e2b.snapshot.fact"];
+    crashes_of_a_snapshot(&criu(), &points, true);
 }
 
 /// Begins a build of one command, by hand: the paths of its template and of itself.

@@ -193,6 +193,67 @@ def test_a_start_command_goes_on_in_a_fork_and_begins_anew_in_a_sandbox():
     [service] = json.loads(den("service", "ls", fork.sandbox_id, "--json"))
     assert (service["name"], service["state"], service["restarts"]) == ("start", "running", 0)
     assert fork.commands.run("pgrep -c -f '[h]ttp.server'").stdout == "1\n"
+    snapshot = fork.create_snapshot()
+    taken = Sandbox.create(snapshot.snapshot_id, timeout=300)
+    assert proxied(taken, 8124, "/drawn").read() == drawn
+    [service] = json.loads(den("service", "ls", taken.sandbox_id, "--json"))
+    assert (service["name"], service["state"], service["restarts"]) == ("start", "running", 0)
+    assert taken.kill() and Sandbox.delete_snapshot(snapshot.snapshot_id)
     other = Sandbox.create("forked-site", timeout=300)
     assert proxied(other, 8124, "/drawn").read() != drawn
     assert sandbox.kill() and fork.kill() and other.kill()
+
+
+def test_what_runs_goes_on_from_a_snapshot():
+    sandbox = Sandbox.create(timeout=600, envs={"A": "1"})
+    sandbox.commands.run("echo x > /dev/shm/kept")
+    counter = sandbox.commands.run(COUNT, background=True, timeout=0, cwd="/tmp", envs={"B": "2"})
+    heard = Heard(counter)
+    cat = sandbox.commands.run("cat", background=True, stdin=True, timeout=0)
+    until(lambda: len(heard.text) > 10)
+    snapshot = sandbox.create_snapshot()
+    # It goes on, and not a line is missing or there twice.
+    more = len(heard.numbers()) + 10
+    until(lambda: len(heard.numbers()) > more, 60)
+    assert not heard.over and heard.numbers() == list(range(1, len(heard.numbers()) + 1))
+    last = heard.numbers()[-1]
+    assert sandbox.kill()
+    # Each begins where the sandbox was then, however often, and after another daemon's start.
+    for one in range(2):
+        other = Sandbox.create(snapshot.snapshot_id, timeout=300, network={"deny_out": ["0.0.0.0/0"]})
+        assert other.files.read("/dev/shm/kept") == "x\n"
+        assert {process.pid for process in other.commands.list()} == {counter.pid, cat.pid}
+        [listed] = [process for process in other.commands.list() if process.pid == counter.pid]
+        assert listed.args[-1] == COUNT and listed.cwd == "/tmp" and listed.envs == {"B": "2"}
+        again = Heard(other.commands.connect(counter.pid))
+        until(lambda: len(again.numbers()) > 5, 60)
+        first = again.numbers()[0]
+        assert 1 < first < last and again.numbers() == list(range(first, first + len(again.numbers())))
+        own = Heard(other.commands.connect(cat.pid))
+        other.commands.send_stdin(cat.pid, f"sandbox {one}\n")
+        until(lambda: own.text == f"sandbox {one}\n", 60)
+        assert other.commands.run("echo $A $E2B_SANDBOX_ID").stdout == f"1 {other.sandbox_id}\n"
+        assert json.loads(den("net", other.sandbox_id, "--json"))["posture"] == "sealed"
+        # A snapshot of it, and of nothing that runs.
+        assert other.commands.kill(counter.pid) and other.commands.kill(cat.pid)
+        other.commands.run("rm /dev/shm/kept; echo y > kept")
+        still = other.create_snapshot()
+        assert other.kill()
+        third = Sandbox.create(still.snapshot_id, timeout=300)
+        assert third.files.read("kept") == "y\n" and third.commands.list() == []
+        assert third.kill() and Sandbox.delete_snapshot(still.snapshot_id)
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is False
+
+
+def test_what_cannot_be_kept_begins_anew_from_a_snapshot():
+    sandbox = Sandbox.create(timeout=120)
+    sandbox.files.write("kept", "x")
+    holds = "import ctypes, time; ctypes.CDLL(None).inotify_init(); print('holds', flush=True); time.sleep(1000)"
+    heard = Heard(sandbox.commands.run(f'python3 -c "{holds}"', background=True, timeout=0))
+    until(lambda: heard.text == "holds\n")
+    snapshot = sandbox.create_snapshot()
+    assert not heard.over
+    other = Sandbox.create(snapshot.snapshot_id, timeout=120)
+    assert other.files.read("kept") == "x" and other.commands.list() == []
+    assert other.kill() and sandbox.kill() and Sandbox.delete_snapshot(snapshot.snapshot_id)

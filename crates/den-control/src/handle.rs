@@ -338,6 +338,7 @@ impl Handle {
             asleep: matches!(state, State::Paused | State::Stopped) && asleep,
             usage: None,
             memory_state: None,
+            volumes: Vec::new(),
         }
     }
 }

@@ -47,6 +47,9 @@ pub(crate) fn check(request: &CreateComputer, defaults: Limits) -> Result<Wanted
             return Err(Error::bad_request(format!("`tier`: `{other}` is neither `container` nor `vm`")));
         }
     }
+    if request.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()) {
+        return Err(Error::new("unsupported", 501, "`volumes`: none can be mounted yet"));
+    }
     let CreateComputer { cpus, memory, disk, pids, .. } = request;
     let limits = limits(cpus.as_ref(), memory.as_ref(), disk.as_ref(), *pids, defaults)?;
     check_env(&request.env)?;

@@ -152,6 +152,7 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
         net: args.net.request(),
         idle: args.idle,
         pool: args.pool,
+        volumes: None,
     };
     let client = global.client()?;
     // With a key, asking again after a lost answer gives the computer that was made, not a second.

@@ -143,6 +143,7 @@ impl Control {
             labels: labels.clone(),
             entrypoint,
             pool: pool.clone(),
+            volumes: Vec::new(),
         };
         let at = now();
         let status = Status::of(State::Creating, None, at);
@@ -164,10 +165,14 @@ impl Control {
                 added.ok_or_else(|| Error::internal("no free name was found"))
             }
         };
-        if added.is_ok() {
-            seat.keep();
+        let (handle, inbox) = added?;
+        // It is seen by whoever removes a volume from here on.
+        if let Err(gone) = self.0.volumes.stay(&handle.spec().volumes) {
+            self.0.registry.remove(&handle);
+            return Err(gone);
         }
-        added
+        seat.keep();
+        Ok((handle, inbox))
     }
 }
 

@@ -32,10 +32,14 @@ pub mod service;
 pub mod step;
 pub mod trash;
 pub mod usage;
+pub mod volume;
 
 pub use backup::{BackUp, BackupEvent, BackupView};
 pub use client::{Client, ClientError};
-pub use computer::{ComputerView, CreateComputer, MemoryView, Page, Shutdown, StopComputer, UsageView, VersionView};
+pub use computer::{
+    ComputerView, CreateComputer, MemoryView, Page, Shutdown, StopComputer, UsageView, VersionView, VolumeMountRequest,
+    VolumeMountView,
+};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{EventPage, EventView};
 pub use explore::{
@@ -62,3 +66,4 @@ pub use service::{AddService, ServiceList, ServiceView};
 pub use step::{EndView, ExecRequest, ExecResult, OutputView, PtySize, SignalRequest, StepView, WsInput};
 pub use trash::{EmptiedList, EmptiedView, TrashList, TrashView, UndoList, UndoRequest, UndoView, Undone};
 pub use usage::{Check, ComputerUsage, HostUsage, LinkUsage, Readiness, UsageList};
+pub use volume::{CreateVolume, VolumeList, VolumeView};

@@ -37,6 +37,7 @@ use crate::{
     registry::Registry,
     reserve::Reserve,
     trash::{self, Trash},
+    volumes::{self, Volumes},
     watch::{self, Watch},
 };
 
@@ -130,6 +131,7 @@ pub(crate) struct Inner {
     pub trash: Trash,
     pub backups: Backups,
     pub pools: Arc<Pools>,
+    pub volumes: Volumes,
     pub keys: Keys,
     pub tasks: TaskTracker,
     /// What the launcher still unmakes of computers that are gone.
@@ -254,6 +256,7 @@ impl Control {
         machines.on_restart(move || of_launcher.tell(EventKind::LauncherRestarted, None, None, Value::Null));
         let gate = Gate::open(&data, &gate_run, &net, of_gate).await?;
         let pools = Arc::new(Pools::new(store.pools().await?, Arc::clone(&events)));
+        let volumes = Volumes::new(store.volumes().await?);
         let control = Self(Arc::new(Inner {
             data,
             defaults,
@@ -277,6 +280,7 @@ impl Control {
             trash: Trash::new(trash_for),
             backups: Backups::default(),
             pools,
+            volumes,
             keys: Keys::default(),
             tasks: TaskTracker::new(),
             endings: TaskTracker::new(),
@@ -287,6 +291,7 @@ impl Control {
         if let Err(error) = pools::tell_launcher(&control.0).await {
             tracing::error!(error = error.chain(), "the kernel may hold pools to other limits than they have");
         }
+        volumes::sweep(&control.0).await?;
         recover::take_up(&control.0, running).await?;
         control.end_explorations();
         control.0.tasks.spawn(trash::look_after(Arc::clone(&control.0)));

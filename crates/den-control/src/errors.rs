@@ -8,7 +8,9 @@ use den_disk::DiskError;
 use den_history::HistoryError;
 use den_image::ImageError;
 use den_machine::{LinkError, MachineError};
-use den_model::{Amount, Bytes, ComputerName, NameError, PoolName, Refused, Short, SizeError, State, StateName};
+use den_model::{
+    Amount, Bytes, ComputerName, NameError, PoolName, Refused, Short, SizeError, State, StateName, VolumeName,
+};
 use den_store::StoreError;
 use den_wire::agent::{Failure, FailureKind};
 
@@ -121,6 +123,22 @@ impl Error {
             _ => format!("the pool `{name}` has {computers} computers in it, {trashed} of them in the trash"),
         };
         Self::new("pool_in_use", 409, message)
+            .hint("remove them for good first: `den rm --now`, and `den trash empty` for what lies in the trash")
+    }
+
+    pub(crate) fn volume_not_found(text: &str) -> Self {
+        Self::new("volume_not_found", 404, format!("there is no shared volume `{text}`"))
+            .hint("`den volume ls` lists them, `den volume new` makes one")
+    }
+
+    pub(crate) fn volume_exists(name: &VolumeName) -> Self {
+        Self::new("volume_exists", 409, format!("there is a shared volume `{name}` already"))
+            .hint(format!("take another name; `den volume info {name}` shows that one"))
+    }
+
+    pub(crate) fn volume_in_use(name: &VolumeName, computers: &[String]) -> Self {
+        let who = computers.iter().map(|computer| format!("`{computer}`")).collect::<Vec<_>>().join(", ");
+        Self::new("volume_in_use", 409, format!("the shared volume `{name}` is mounted by {who}"))
             .hint("remove them for good first: `den rm --now`, and `den trash empty` for what lies in the trash")
     }
 
@@ -335,6 +353,8 @@ impl From<StoreError> for Error {
             StoreError::ServiceExists { .. } => Self::new("service_exists", 409, error.to_string()),
             StoreError::PoolExists { .. } => Self::new("pool_exists", 409, error.to_string()),
             StoreError::NoSuchPool { pool } => Self::pool_not_found(pool),
+            StoreError::VolumeExists { volume } => Self::volume_exists(volume),
+            StoreError::NoSuchVolume { volume } => Self::volume_not_found(&volume.to_string()),
             StoreError::NoSuchService { .. } => Self::new("service_not_found", 404, error.to_string()),
             StoreError::NothingToUndo { .. } => Self::new("nothing_to_undo", 409, "it was taken back already")
                 .hint("`den undo --list` shows what can be"),
@@ -431,6 +451,10 @@ impl From<MachineError> for Error {
             other => error_number(other),
         };
         match number {
+            _ if matches!(error, MachineError::MountPoint { .. }) => Self::new("mount_refused", 409, text)
+                .hint("`den restore` takes its disk back to before that; a new computer can have another path"),
+            _ if matches!(error, MachineError::SharesNothing) => Self::new("unsupported", 501, text)
+                .hint("`den shutdown` and start `den serve` again: computers stop, and the launcher is replaced"),
             Some(number) if is_full(number) => Self::new("host_full", 507, text)
                 .hint("the host has no room for another computer: remove some with `den rm`")
                 .because(error),

@@ -16,6 +16,7 @@
 //!                ├─ life: sleeping, waking on request, being cut off
 //!                ├─ images: jobs over the image store
 //!                ├─ pools: what computers share, and how much of it is taken
+//!                ├─ volumes: folders that several computers mount
 //!                ├─ backup: all of it into another place, and a house made from there
 //!                ├─ trash, undo: what was removed or done, for a while taken back
 //!                └─ recover: rows, machines and disks held against each other, at open
@@ -72,6 +73,7 @@ mod task;
 mod trash;
 mod undo;
 mod usage;
+mod volumes;
 mod watch;
 
 pub use backup::{

@@ -8,6 +8,7 @@
 //! DATA/computers/<id>/live.new/   what it shall be, while a restore is under way
 //! DATA/computers/<id>/group        the number of what counts them together, once it was restored
 //! DATA/computers/<id>/steps/      another one: output of steps
+//! DATA/computers/.volumes/<id>    a shared volume, which several computers mount
 //! DATA/computers/.gone/<n>        out of sight already, being removed
 //!
 //!              snapshot                     fork                       restore
@@ -39,6 +40,7 @@ mod resize;
 mod restore;
 mod room;
 mod snapshots;
+mod volumes;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -46,7 +48,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use den_model::{Bytes, ComputerId};
+use den_model::{Bytes, ComputerId, VolumeId};
 use den_sys::{SysError, btrfs};
 use rustix::fs::{Mode, OFlags};
 
@@ -94,6 +96,9 @@ pub enum DiskError {
     /// There is one already.
     #[error("computer {0} has a disk already")]
     Exists(ComputerId),
+    /// There is one already.
+    #[error("shared volume {0} has a folder already")]
+    VolumeExists(VolumeId),
     /// It has no such state.
     #[error("computer {id} has no state {number} on its disk")]
     NoSnapshot {
@@ -177,6 +182,7 @@ impl Disks {
         let root_fd =
             rustix::fs::open(&root, flags, Mode::empty()).map_err(SysError::rustix("open", root.display()))?;
         fs_err::create_dir_all(root.join(GONE))?;
+        fs_err::create_dir_all(root.join(volumes::FOLDER))?;
         rustix::fs::chmod(&root, Mode::from_raw_mode(0o700)).map_err(SysError::rustix("chmod", root.display()))?;
         let qgroups = (storage == Storage::Btrfs).then(|| backing::qgroups(&root)).flatten();
         let disks = Self(Arc::new(Inner { root, root_fd, storage, limit, qgroups, gone: AtomicU64::new(0) }));
@@ -392,7 +398,10 @@ impl Disks {
 
     /// Deletes a computer's folder, or a part of one. Failures are logged: the next sweep tries again.
     fn delete(&self, path: &Path) {
-        if self.0.storage == Storage::Btrfs {
+        if self.0.storage == Storage::Btrfs && Self::was_volume(path) {
+            // Nothing in it is ours: no file there names a group or a state.
+            destroy(path);
+        } else if self.0.storage == Storage::Btrfs {
             group::dissolve(path);
             destroy_below(path);
             destroy_below(&path.join(snapshots::FOLDER));
@@ -402,6 +411,15 @@ impl Disks {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot delete a removed disk"),
         }
+    }
+}
+
+/// Destroys the subvolume `path`; what is none is left.
+fn destroy(path: &Path) {
+    if let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str()))
+        && let Ok(folder) = open_dir(folder)
+    {
+        let _ = btrfs::destroy_subvolume(folder.as_fd(), name);
     }
 }
 

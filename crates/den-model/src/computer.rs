@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, Parent, PoolName, State};
+use crate::{Bytes, ComputerId, ComputerName, Cpus, ImageName, Micros, Parent, PoolName, State, VolumeMount};
 
 /// How a computer is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -61,6 +61,9 @@ pub struct ComputerSpec {
     /// Which pool it takes room of.
     #[serde(default, skip_serializing_if = "PoolName::is_default")]
     pub pool: PoolName,
+    /// Shared volumes that it mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// A computer as the store knows it.

@@ -79,6 +79,10 @@ kinds! {
     BackupDone = "backup_done",
     /// A backup of the house was not made; the detail says why.
     BackupFailed = "backup_failed",
+    /// A shared volume was made; the detail says which.
+    VolumeMade = "volume_made",
+    /// A shared volume is gone for good; the detail says which.
+    VolumeRemoved = "volume_removed",
     /// A service was stopped.
     ServiceStopped = "service_stopped",
     /// The kernel ended a process inside, because the computer's memory was used up.

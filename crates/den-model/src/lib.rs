@@ -5,6 +5,7 @@
 //! computer ── ComputerSpec, Limits, Computer          step ── StepNumber, Step, StepEnd
 //! event ── Event, EventKind                             service ── ServiceSpec, Service, ServiceState
 //! pool ── PoolName, PoolLimits, Amounts: what computers share
+//! volume ── VolumeId, VolumeName, VolumeMount: folders that several computers mount
 //! state ── State, Request, Fact: the transition table   history ── Snapshot, StateRef, Parent
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod service;
 pub mod size;
 pub mod state;
 pub mod step;
+pub mod volume;
 
 pub use computer::{Computer, ComputerSpec, Limits, Tier};
 pub use event::{Event, EventKind};
@@ -35,6 +37,7 @@ pub use service::{BackOff, Ready, Restart, Service, ServiceError, ServiceName, S
 pub use size::{Bytes, Cpus, SizeError, parse_duration};
 pub use state::{Fact, Refused, Request, State};
 pub use step::{Step, StepEnd, StepKind, StepNumber, StepStatus};
+pub use volume::{Volume, VolumeId, VolumeMount, VolumeName, VolumeNameError};
 
 /// Microseconds since the Unix epoch, UTC.
 pub type Micros = i64;

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use den_model::{ComputerId, ComputerName, PoolName, ServiceName, StateLabel, StepNumber};
+use den_model::{ComputerId, ComputerName, PoolName, ServiceName, StateLabel, StepNumber, VolumeId, VolumeName};
 use rusqlite::ErrorCode;
 
 /// Why a fact was not written or read. Nothing of a failed write is kept.
@@ -158,6 +158,18 @@ pub enum StoreError {
         /// What was asked for.
         pool: String,
     },
+    /// There is a shared volume of this name or id already.
+    #[error("there is a shared volume `{volume}` already")]
+    VolumeExists {
+        /// Its name.
+        volume: VolumeName,
+    },
+    /// There is no such shared volume.
+    #[error("there is no shared volume {volume}")]
+    NoSuchVolume {
+        /// What was asked for.
+        volume: VolumeId,
+    },
     /// There is no such service.
     #[error("{computer} has no service `{service}`")]
     NoSuchService {
@@ -226,6 +238,8 @@ impl StoreError {
             Self::NoSuchService { .. } => "no_such_service",
             Self::PoolExists { .. } => "pool_exists",
             Self::NoSuchPool { .. } => "no_such_pool",
+            Self::VolumeExists { .. } => "volume_exists",
+            Self::NoSuchVolume { .. } => "no_such_volume",
             Self::Full { .. } => "store_full",
             Self::Sqlite { .. } => "store_failed",
             Self::NotSynced { .. } => "store_not_synced",
@@ -256,6 +270,8 @@ pub enum Op {
     ReadServices,
     WritePools,
     ReadPools,
+    WriteVolumes,
+    ReadVolumes,
     InsertEvents,
     ReadEvents,
     InsertUndo,
@@ -285,6 +301,8 @@ impl std::fmt::Display for Op {
             Self::WriteServices => "recording a service",
             Self::WritePools => "recording a pool",
             Self::ReadPools => "reading pools",
+            Self::WriteVolumes => "recording a shared volume",
+            Self::ReadVolumes => "reading shared volumes",
             Self::ReadServices => "reading services",
             Self::InsertEvents => "recording events",
             Self::ReadEvents => "reading events",

@@ -55,6 +55,7 @@ mod together;
 mod trash;
 mod undo;
 mod undo_rows;
+mod volumes;
 mod wal;
 mod writer;
 

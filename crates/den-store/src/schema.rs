@@ -172,6 +172,13 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;",
     // 5 → 6. Whose disk the end of power may take.
     "ALTER TABLE computers ADD COLUMN unwritten INTEGER NOT NULL DEFAULT 0; -- 1: its disk may not be written out yet",
+    // 6 → 7. Shared volumes. Who mounts which is in the specs of computers.
+    "CREATE TABLE volumes (
+        id           BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+        name         TEXT    NOT NULL UNIQUE,
+        bytes_max    INTEGER NOT NULL,
+        created_at   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 /// The schema that is written.

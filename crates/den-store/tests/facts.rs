@@ -392,7 +392,7 @@ fn undo(dir: &tempfile::TempDir, sql: &str) {
 }
 
 /// Takes a file back to schema 2, as it was before there were states, and before anything slept or lay in the trash.
-const WITHOUT_STATES: &str = "DROP TABLE pools; DROP TABLE facts; DROP TRIGGER undo_of_computer; DROP TABLE undo; DROP TABLE events; DROP TABLE services;
+const WITHOUT_STATES: &str = "DROP TABLE volumes; DROP TABLE pools; DROP TABLE facts; DROP TRIGGER undo_of_computer; DROP TABLE undo; DROP TABLE events; DROP TABLE services;
     DROP INDEX computers_name; ALTER TABLE computers DROP COLUMN idle; ALTER TABLE computers DROP COLUMN asleep;
     ALTER TABLE computers DROP COLUMN before; ALTER TABLE computers DROP COLUMN unwritten;
     CREATE UNIQUE INDEX computers_name ON computers (name) WHERE state <> 'removing';

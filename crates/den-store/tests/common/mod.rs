@@ -27,6 +27,7 @@ pub fn computer(number: u128, name: &str) -> Computer {
             )]),
             entrypoint: false,
             pool: Default::default(),
+            volumes: Vec::new(),
         },
         state: State::Creating,
         reason: None,

@@ -28,7 +28,7 @@ use den_sys::SysError;
 use den_sys::cgroup::{self, Cgroups, Hierarchies, Limits};
 use den_sys::clone::{self, Cloned};
 use den_sys::mount::{self, Access, Detached, LayersBy, OverlayPlan};
-use den_wire::launcher::{Revive, cgroup_name, pool_cgroup_name};
+use den_wire::launcher::{Revive, cgroup_name, pool_cgroup_name, shared_name};
 
 use crate::launcher::{GateNet, cell_dev, set_up_inside};
 
@@ -122,6 +122,12 @@ fn revive(request: &Revive) -> Result<std::convert::Infallible, SysError> {
         Detached::of_tree(&tree, Some(namespace.as_fd()), Access::ReadWrite)?.attach(&text(&at))?;
         external(name, &at);
     }
+    for (number, (folder, _)) in create.shared.iter().enumerate() {
+        let name = shared_name(number);
+        let at = stage.directory(&name)?;
+        Detached::of_tree(Path::new(folder), Some(namespace.as_fd()), Access::Shared)?.attach(&text(&at))?;
+        external(&name, &at);
+    }
     let own = std::env::current_exe().map_err(|error| SysError::io("readlink", Path::new("/proc/self/exe"), &error))?;
     let hook = stage.file("hook")?;
     let script = format!("#!{} hook\n{}\n{}\n{}\n", own.display(), request.hook, request.run, request.link);
@@ -156,6 +162,7 @@ impl Stage {
         let create = &request.create;
         let mut needed = vec![&request.run, &request.images, &request.criu, &create.disk, &create.agent];
         needed.extend(&create.layers);
+        needed.extend(create.shared.iter().map(|(folder, _)| folder));
         let is_free = |at: &&str| Path::new(at).is_dir() && !needed.iter().any(|path| Path::new(path).starts_with(at));
         let at = STAGES.iter().find(|at| is_free(at)).map(PathBuf::from);
         let at = at.ok_or(SysError::new("stage", "no folder for it", rustix::io::Errno::NOENT.raw_os_error()))?;

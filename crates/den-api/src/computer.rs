@@ -57,6 +57,32 @@ pub struct CreateComputer {
     /// The pool that it takes room of; `default` without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Volumes that it has mounted; what is in one is shared with all computers that have it mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<VolumeMountRequest>>,
+}
+
+/// A volume that a computer is to have mounted, to read and to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeMountRequest {
+    /// Its id or its name.
+    pub volume: String,
+    /// Where it is seen inside; an absolute path. The folder is made where it is missing.
+    #[schema(example = "/mnt/data")]
+    pub path: String,
+}
+
+/// A volume that a computer has mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeMountView {
+    /// Its id, `vol_…`.
+    pub volume: String,
+    /// What it was called when the computer was made.
+    pub name: String,
+    /// Where it is seen inside.
+    #[schema(example = "/mnt/data")]
+    pub path: String,
 }
 
 /// A number, or a number with a unit as text. Kept as text until it is checked, so that the
@@ -154,6 +180,9 @@ pub struct ComputerView {
     /// asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_state: Option<MemoryView>,
+    /// Volumes that it has mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeMountView>,
 }
 
 /// What can be done with the memory of a computer.

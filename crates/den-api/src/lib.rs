@@ -36,7 +36,10 @@ pub mod volume;
 
 pub use backup::{BackUp, BackupEvent, BackupView};
 pub use client::{Client, ClientError};
-pub use computer::{ComputerView, CreateComputer, MemoryView, Page, Shutdown, StopComputer, UsageView, VersionView};
+pub use computer::{
+    ComputerView, CreateComputer, MemoryView, Page, Shutdown, StopComputer, UsageView, VersionView, VolumeMountRequest,
+    VolumeMountView,
+};
 pub use error::{ErrorBody, ErrorDetail};
 pub use event::{EventPage, EventView};
 pub use explore::{

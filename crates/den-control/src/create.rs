@@ -16,7 +16,7 @@ use den_api::{ComputerView, CreateComputer};
 use den_disk::{Disk, Identity};
 use den_gate::policy::Policy;
 use den_image::Image;
-use den_machine::{BootPlan, Machine};
+use den_machine::{BootPlan, Machine, Shared};
 use den_model::{Computer, ComputerId, ComputerName, ComputerSpec, EventKind, Parent, State, Tier};
 use den_store::{Durability, Idempotency, StoreError};
 use den_sys::failpoint;
@@ -49,11 +49,11 @@ impl Control {
     /// request made again gives the same computer.
     ///
     /// Errors: `bad_name`, `bad_size`, `bad_request`, `unsupported`, `name_taken`, `image_not_found`,
-    /// `idempotency_mismatch`, `pool_not_found`, `pool_full`, `host_full`, `host_lacks`. Nothing is left of it then.
+    /// `idempotency_mismatch`, `volume_not_found`, `mount_refused`, `pool_not_found`, `pool_full`, `host_full`, `host_lacks`. Nothing is left of it then.
     pub async fn create(&self, request: CreateComputer, key: Option<String>, who: &Who) -> Result<ComputerView, Error> {
         let began = Instant::now();
         self.0.open_for_work()?;
-        let wanted = spec::check(&request, self.0.defaults)?;
+        let wanted = spec::check(&request, self.0.defaults, |text| self.0.volumes.find(text))?;
         let policy = net::of_create(request.net.as_ref(), &self.0.net)?;
         let idle = life::idle::parse(request.idle.as_deref())?;
         let ticket = match key {
@@ -130,7 +130,7 @@ impl Control {
         image: &Image,
         parent: Option<Parent>,
     ) -> Result<(Arc<Handle>, mpsc::Receiver<Ask>), Error> {
-        let Wanted { name, image: image_name, limits, env, labels, entrypoint, pool } = wanted;
+        let Wanted { name, image: image_name, limits, env, labels, entrypoint, pool, volumes } = wanted;
         let id = seat.id();
         let steps_dir = self.0.disks()?.disk(id).steps;
         let spec = |name| ComputerSpec {
@@ -143,7 +143,7 @@ impl Control {
             labels: labels.clone(),
             entrypoint,
             pool: pool.clone(),
-            volumes: Vec::new(),
+            volumes: volumes.clone(),
         };
         let at = now();
         let status = Status::of(State::Creating, None, at);
@@ -312,6 +312,7 @@ pub(crate) fn plan<'a>(
     image: &'a Image,
     disk: &'a Disk,
     counter: Option<&'a str>,
+    shared: &'a [Shared],
 ) -> BootPlan<'a> {
     BootPlan {
         id: handle.id,
@@ -321,7 +322,22 @@ pub(crate) fn plan<'a>(
         limits: handle.limits(),
         pool: inner.pools.cgroup_of(handle.id),
         counter,
+        shared,
     }
+}
+
+/// The shared volumes that a computer mounts.
+///
+/// Errors: `volume_not_found` where one is gone.
+pub(crate) fn shared(inner: &Inner, handle: &Handle) -> Result<Vec<Shared>, Error> {
+    let spec = handle.spec();
+    if spec.volumes.is_empty() {
+        return Ok(Vec::new());
+    }
+    inner.volumes.stay(&spec.volumes)?;
+    let disks = inner.disks()?;
+    let mounts = spec.volumes.iter();
+    Ok(mounts.map(|mount| Shared { folder: disks.volume(mount.volume), path: mount.path.clone() }).collect())
 }
 
 /// Boots a computer on the disk it has. The gate takes its link up while its agent wakes.
@@ -329,7 +345,8 @@ pub(crate) async fn boot(inner: &Inner, handle: &Arc<Handle>, image: &Image) -> 
     let disk = inner.disks()?.disk(handle.id);
     handle.history.boots();
     let counter = inner.disks()?.counter(handle.id);
-    let plan = plan(inner, handle, image, &disk, counter.as_deref());
+    let shared = shared(inner, handle)?;
+    let plan = plan(inner, handle, image, &disk, counter.as_deref(), &shared);
     let mut attached = None;
     let booted = inner.machines.boot_with(&plan, |machine| attached = Some(inner.gate.attach(handle, machine))).await;
     match (&booted, attached) {

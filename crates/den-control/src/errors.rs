@@ -451,6 +451,10 @@ impl From<MachineError> for Error {
             other => error_number(other),
         };
         match number {
+            _ if matches!(error, MachineError::MountPoint { .. }) => Self::new("mount_refused", 409, text)
+                .hint("`den restore` takes its disk back to before that; a new computer can have another path"),
+            _ if matches!(error, MachineError::SharesNothing) => Self::new("unsupported", 501, text)
+                .hint("`den shutdown` and start `den serve` again: computers stop, and the launcher is replaced"),
             Some(number) if is_full(number) => Self::new("host_full", 507, text)
                 .hint("the host has no room for another computer: remove some with `den rm`")
                 .because(error),

@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
-use den_api::{ComputerView, RestoreView};
+use den_api::{ComputerView, RestoreView, VolumeMountView};
 use den_image::Image;
 use den_machine::Machine;
-use den_model::{ComputerId, ComputerName, ComputerSpec, Limits, Micros, Parent, Request, Sleep, State, StateName};
+use den_model::{
+    ComputerId, ComputerName, ComputerSpec, Limits, Micros, Parent, Request, Sleep, State, StateName, VolumeMount,
+};
 use minicbor::bytes::ByteVec;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -338,6 +340,11 @@ impl Handle {
             asleep: matches!(state, State::Paused | State::Stopped) && asleep,
             usage: None,
             memory_state: None,
+            volumes: spec.volumes.iter().map(mount_view).collect(),
         }
     }
+}
+
+fn mount_view(VolumeMount { volume, name, path }: &VolumeMount) -> VolumeMountView {
+    VolumeMountView { volume: volume.to_string(), name: name.to_string(), path: path.clone() }
 }

@@ -203,6 +203,10 @@ pub const SYNC_WAIT: Duration = Duration::from_secs(30);
 pub const POOLS_MAX: usize = 256;
 /// Shared volumes of a house.
 pub const VOLUMES_MAX: usize = 1024;
+/// Shared volumes that one computer mounts.
+pub const MOUNTS_MAX: usize = 16;
+/// The longest path inside at which one is mounted, in bytes.
+pub const MOUNT_PATH_BYTES_MAX: usize = 256;
 /// What a shared volume may hold of which nothing is said.
 pub const VOLUME_BYTES_DEFAULT: Bytes = Bytes::gib(10);
 /// How often it is told at most that one pool is full.

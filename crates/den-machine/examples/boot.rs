@@ -34,7 +34,16 @@ async fn main() {
         let disk = disks.create(id, limits.disk, &Identity { hostname: "test", machine_id: [n as u8; 16] }).unwrap();
         let made = begin.elapsed();
         let machine = machines
-            .boot(&BootPlan { id, hostname: "test", layers: &layers, disk: &disk.live, limits, pool: 0, counter: None })
+            .boot(&BootPlan {
+                id,
+                hostname: "test",
+                layers: &layers,
+                disk: &disk.live,
+                limits,
+                pool: 0,
+                counter: None,
+                shared: &[],
+            })
             .await
             .unwrap();
         times.push((begin.elapsed(), made));

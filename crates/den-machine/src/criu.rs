@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use den_sys::{SysError, clone, socket};
 use den_wire::agent::REST_SOCKET;
-use den_wire::launcher::{Reply, Request, Revive};
+use den_wire::launcher::{Reply, Request, Revive, shared_name};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::net::SocketType;
@@ -37,7 +37,7 @@ use tokio::process::{Child, Command};
 
 use crate::launcher::Connection;
 use crate::machines::{ATTEMPT_PAUSE, ATTEMPTS_MAX, VOLUMES, wire_limits};
-use crate::{BootPlan, Link, LinkError, Machine, MachineError, Machines};
+use crate::{BootPlan, Link, LinkError, Machine, MachineError, Machines, Shared};
 
 /// The oldest that can write down a TCP socket on Linux 6.16 and newer.
 const VERSION_LEAST: (u32, u32) = (4, 2);
@@ -132,6 +132,8 @@ pub struct Dump<'a> {
     pub folder: &'a Path,
     /// Whether the computer goes on afterwards.
     pub goes_on: bool,
+    /// Folders that it shares with others.
+    pub shared: &'a [Shared],
 }
 
 /// What is known of images beside them.
@@ -192,9 +194,11 @@ impl Kept {
 impl Machine {
     /// Whether all that runs inside can be written down; says what cannot, and whose it is.
     ///
+    /// `shared` are the folders that it shares with others.
+    ///
     /// Errors: `Unsupported`.
-    pub fn may_be_written(&self) -> Result<(), CriuError> {
-        scan::scan(self.pid()).map_err(CriuError::Unsupported)
+    pub fn may_be_written(&self, shared: &[Shared]) -> Result<(), CriuError> {
+        scan::scan(self.pid(), shared).map_err(CriuError::Unsupported)
     }
 
     /// Whether there is nothing in its memory that a boot would not bring back: no process beside the agent, no file
@@ -208,7 +212,7 @@ impl Machine {
     ///
     /// Errors: `Unsupported`, `Refused` and others; the computer goes on then.
     pub async fn dump(&self, dump: Dump<'_>, commit: impl Future<Output = bool> + Send) -> Result<(), CriuError> {
-        let Dump { criu, folder, goes_on } = dump;
+        let Dump { criu, folder, goes_on, shared } = dump;
         let pid = self.pid();
         self.kept(pid)?.write(folder)?;
         let images = folder.join(IMAGES);
@@ -222,6 +226,9 @@ impl Machine {
         let outer = [("/dev", "dev"), (AGENT, "agent"), ("/sys/fs/cgroup", "cgroup")];
         for (path, name) in outer.into_iter().chain(VOLUMES.map(|(name, path)| (path, name))) {
             command.arg("--external").arg(format!("mnt[{path}]:{name}"));
+        }
+        for (number, Shared { path, .. }) in shared.iter().enumerate() {
+            command.arg("--external").arg(format!("mnt[{path}]:{}", shared_name(number)));
         }
         if goes_on {
             command.arg("--leave-running");

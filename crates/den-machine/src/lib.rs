@@ -24,4 +24,4 @@ pub use link::{
     ApplyContent, Changes, DataSink, DataSource, LISTENING_MAX, Link, LinkError, StepEvent, StepEvents, StepInput,
     StepLink, Synced,
 };
-pub use machines::{BootPlan, Machine, MachineError, Machines, MachinesConfig};
+pub use machines::{BootPlan, Machine, MachineError, Machines, MachinesConfig, Shared};

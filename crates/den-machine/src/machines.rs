@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use den_model::{ComputerId, Limits};
 use den_sys::{SysError, cgroup, clone};
-use den_wire::launcher::{Create, PoolCaps, Reply, Request, Usage, cgroup_name};
+use den_wire::launcher::{Create, MOUNT_POINT, PoolCaps, Reply, Request, Usage, cgroup_name};
+use rustix::io::Errno;
 use tokio::sync::watch;
 
 use crate::launcher::{Connection, LauncherProgram, watch_end};
@@ -21,6 +22,8 @@ use crate::{Link, LinkError};
 pub(crate) const VOLUMES: [(&str, &str); 3] =
     [("docker", "/var/lib/docker"), ("containerd", "/var/lib/containerd"), ("containers", "/var/lib/containers")];
 
+/// What a launcher refuses that it does not know.
+const UNKNOWN: &str = "request unknown";
 /// Names no cgroup.
 const NO_CGROUP: &str = "asleep";
 /// How long an agent may take from its start to its first answer.
@@ -69,6 +72,17 @@ pub enum MachineError {
         /// The kernel's error number; 0 where there is none.
         errno: i32,
     },
+    /// What the computer has at the path of a shared folder is in the way.
+    #[error("a shared volume cannot be mounted at `{path}`: {}", in_the_way(*errno))]
+    MountPoint {
+        /// Where.
+        path: String,
+        /// The kernel's error number.
+        errno: i32,
+    },
+    /// The launcher is of an older Den, which shares nothing.
+    #[error("the launcher that runs is of an older Den, which mounts no shared volumes")]
+    SharesNothing,
     /// The agent did not answer.
     #[error("the agent of {id} did not answer")]
     Agent {
@@ -121,6 +135,17 @@ pub struct BootPlan<'a> {
     pub pool: u64,
     /// Where its disk is counted, below a sysfs; its programs see this as the size of their disk.
     pub counter: Option<&'a str>,
+    /// Folders that it shares with others.
+    pub shared: &'a [Shared],
+}
+
+/// A folder of the host in a computer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Where it is seen inside: absolute, without `.` and `..`.
+    pub path: String,
 }
 
 /// One running computer.
@@ -216,14 +241,18 @@ impl Machines {
     /// As [`Machines::boot`]; `begun` is called with the computer as soon as it has processes and a
     /// link, while its agent is still waited for.
     pub async fn boot_with(&self, plan: &BootPlan<'_>, begun: impl FnOnce(&Machine)) -> Result<Machine, MachineError> {
-        let request = Request::Create(self.create_of(plan));
-        let answer = match self.ask(&request).await {
+        let create = self.create_of(plan);
+        let request = match plan.shared {
+            [] => Request::Create(create),
+            _ => Request::CreateSharing(create),
+        };
+        let answer = match self.ask(&request).await.map_err(of_shared) {
             // The launcher died of it or beneath it. Its successor may have adopted the computer:
             // ended first, then tried once more.
             Err(MachineError::Sys(error)) => {
                 tracing::warn!(%error, computer = %plan.id, "the launcher was lost while a computer booted");
                 self.kill(plan.id).await?;
-                self.ask(&request).await?
+                self.ask(&request).await.map_err(of_shared)?
             }
             other => other?,
         };
@@ -265,6 +294,7 @@ impl Machines {
             volumes: VOLUMES.iter().map(|(name, path)| ((*name).to_owned(), (*path).to_owned())).collect(),
             pool: plan.pool,
             counter: plan.counter.map(str::to_owned).unwrap_or_default(),
+            shared: plan.shared.iter().map(|shared| (text(&shared.folder), shared.path.clone())).collect(),
         }
     }
 
@@ -594,6 +624,28 @@ impl Machine {
             }
         }
         self.0.machines.kill(self.0.id).await
+    }
+}
+
+/// What keeps a folder from being mounted, in words.
+fn in_the_way(errno: i32) -> String {
+    match Errno::from_raw_os_error(errno) {
+        Errno::NOTDIR => "a file is in the way".to_owned(),
+        Errno::LOOP => "a link is in the way".to_owned(),
+        Errno::XDEV => "something else is mounted there".to_owned(),
+        errno => std::io::Error::from(errno).to_string(),
+    }
+}
+
+/// What a refusal says of shared folders, where it says something.
+fn of_shared(error: MachineError) -> MachineError {
+    match error {
+        MachineError::Refused { stage, errno } => match stage.strip_prefix(&format!("launch {MOUNT_POINT} ")) {
+            Some(path) => MachineError::MountPoint { path: path.to_owned(), errno },
+            None if stage == UNKNOWN => MachineError::SharesNothing,
+            None => MachineError::Refused { stage, errno },
+        },
+        other => other,
     }
 }
 

@@ -7,6 +7,8 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use crate::SysError;
@@ -26,9 +28,11 @@ impl Detached {
         let fd = rustix::mount::open_tree(rustix::fs::CWD, path, flags)
             .map_err(SysError::rustix("open_tree(CLONE)", &about))?;
         let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-        if let Access::ReadOnly = access {
-            attr.attr_set |= libc::MOUNT_ATTR_RDONLY;
-        }
+        attr.attr_set |= match access {
+            Access::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+            Access::ReadWrite => 0,
+            Access::Shared => libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        };
         if let Some(namespace) = idmap {
             attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
             attr.userns_fd = namespace.as_raw_fd() as u64;
@@ -83,6 +87,56 @@ pub enum Access {
     ReadOnly,
     /// Yes.
     ReadWrite,
+    /// Yes, and others write there too: what they left makes nobody root, and is no device.
+    Shared,
+}
+
+/// Attaches `mount` at `path` in the tree below `root`, and makes the folders that are missing on the way. No link in
+/// the path leads out of `root`.
+///
+/// Errors: ENOTDIR where a file is in the way; those of openat2(2) for what `links` does not allow.
+pub fn attach_in(root: BorrowedFd<'_>, mount: &Detached, path: &str, links: Links) -> Result<(), SysError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | links.flags();
+    let open = |path: &str| rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+    let path = path.trim_start_matches('/');
+    let mut place = open(path);
+    if let Err(Errno::NOENT) = place {
+        let mut parent = open(".").map_err(SysError::rustix("openat2", path))?;
+        let mut end = 0;
+        for name in path.split('/') {
+            end += name.len();
+            match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(SysError::new("mkdir", path, errno.raw_os_error())),
+            }
+            // From the root, so that what leads over a link is still within it.
+            parent = open(&path[..end]).map_err(SysError::rustix("openat2", path))?;
+            end += 1;
+        }
+        place = Ok(parent);
+    }
+    let place = place.map_err(SysError::rustix("openat2", path))?;
+    let both = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", &place, "", both).map_err(SysError::rustix("move_mount", path))
+}
+
+/// What a path may lead over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// Links and mounts, as programs inside would.
+    Followed,
+    /// Neither: the path is where it says.
+    Refused,
+}
+
+impl Links {
+    fn flags(self) -> ResolveFlags {
+        match self {
+            Self::Followed => ResolveFlags::empty(),
+            Self::Refused => ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+        }
+    }
 }
 
 fn set_attributes(fd: BorrowedFd<'_>, attr: &libc::mount_attr, about: &str) -> Result<(), SysError> {
@@ -217,8 +271,8 @@ pub fn overlay(plan: &OverlayPlan<'_>, by: LayersBy) -> Result<Detached, SysErro
                 let fd = rustix::fs::openat(
                     &writable,
                     name,
-                    rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC | rustix::fs::OFlags::NOFOLLOW,
-                    rustix::fs::Mode::empty(),
+                    OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                    Mode::empty(),
                 )
                 .map_err(SysError::rustix("openat", format_args!("{}/{name}", plan.writable.display())))?;
                 set_fd(fs.as_fd(), key, fd.as_fd())?;
@@ -277,15 +331,15 @@ struct Staged {
 
 impl Staged {
     fn enter(stage: &Path) -> Result<Self, SysError> {
-        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-        let before = rustix::fs::open(".", flags, rustix::fs::Mode::empty()).map_err(SysError::rustix("open", "."))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let before = rustix::fs::open(".", flags, Mode::empty()).map_err(SysError::rustix("open", "."))?;
         rustix::process::chdir(stage).map_err(SysError::rustix("chdir", stage.display()))?;
         Ok(Self { names: Vec::new(), before })
     }
 
     fn attach(&mut self, tree: &Detached, name: &str) -> Result<(), SysError> {
-        match rustix::fs::mkdir(name, rustix::fs::Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        match rustix::fs::mkdir(name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(SysError::new("mkdir", name, errno.raw_os_error())),
         }
         tree.attach(name)?;

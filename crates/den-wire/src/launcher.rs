@@ -12,6 +12,14 @@ pub const PACKET_BYTES_MAX: usize = 64 << 10;
 /// on when its daemon ends. It holds the name of its cgroup.
 pub const FROZEN: &str = "frozen";
 
+/// What a shared volume that could not be attached failed at; its path inside follows.
+pub const MOUNT_POINT: &str = "mount point";
+
+/// What the shared volume of this place in [`Create::shared`] is called in CRIU's images.
+pub fn shared_name(number: usize) -> String {
+    format!("shared{number}")
+}
+
 /// The name of a cell's cgroup, below that of the house: of a computer with this link, in this pool.
 pub fn cgroup_name(pool: u64, link: u64) -> String {
     match pool {
@@ -89,6 +97,10 @@ pub enum Request {
     /// that is too old to know it.
     #[n(8)]
     Husks,
+    /// As `Create`, of a computer with shared volumes: a launcher that is too old to mount them refuses it, and would
+    /// leave them out else.
+    #[n(9)]
+    CreateSharing(#[n(0)] Create),
     /// A place for a computer whose processes are read back from a disk: ids and a number that nobody else has.
     /// Answered with `Reserved`. What is in its cgroup ends when this connection does, unless it was `Taken`.
     #[n(20)]
@@ -202,6 +214,10 @@ pub struct Create {
     #[n(9)]
     #[cbor(default)]
     pub counter: String,
+    /// Folders of the host that others have mounted too: (folder, path inside). Goes with `CreateSharing`.
+    #[n(10)]
+    #[cbor(default)]
+    pub shared: Vec<(String, String)>,
 }
 
 /// What a computer may use.

@@ -29,7 +29,8 @@ pub use frame::{Frame, FrameKind, WireError, read_frame, write_end, write_frame,
 ///
 /// 2: `Ports`; a dialled connection that is closed as a whole is a reset.
 /// 3: `Apply`.
-pub const VERSION: u16 = 3;
+/// 4: `CreateSharing`.
+pub const VERSION: u16 = 4;
 
 /// The longest payload of one frame, in bytes. A longer one is refused before it is read.
 pub const FRAME_BYTES_MAX: usize = 1 << 20;

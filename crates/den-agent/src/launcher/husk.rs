@@ -26,9 +26,10 @@ use den_sys::SysError;
 use den_sys::cgroup::{self, Door};
 use den_sys::clone::{self, Cloned};
 use den_sys::creds::{self, EffectiveIds};
-use den_sys::mount::{self, Access, Detached};
+use den_sys::mount::{self, Access, Detached, Links};
 use den_sys::seccomp::Filters;
 use den_sys::socket;
+use den_wire::launcher::MOUNT_POINT;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 
@@ -75,7 +76,7 @@ const DEVICES: [(&str, u32, u32); 8] = [
 ];
 
 /// What comes with the image. The descriptors beside it: overlay, /dev, listener, agent, then one
-/// per volume.
+/// per volume, then one per shared volume.
 #[derive(minicbor::Encode, minicbor::Decode)]
 #[cbor(map)]
 pub(super) struct Take {
@@ -88,6 +89,9 @@ pub(super) struct Take {
     /// Where its disk is counted, below a sysfs; empty where it is not.
     #[n(3)]
     pub counter: String,
+    /// Where shared volumes are seen; their descriptors come last.
+    #[n(4)]
+    pub shared: Vec<String>,
 }
 
 /// What a husk says when it is parked.
@@ -333,7 +337,12 @@ fn become_computer(
         cgroup.attach("sys/fs/cgroup")?;
     }
     for (volume, path) in volumes.iter().zip(&take.volumes) {
-        attach_volume(volume, path)?;
+        mount::attach_in(root.as_fd(), volume, path, Links::Followed)?;
+    }
+    // The tree is the computer's, which may have anything at that path by now.
+    for (volume, path) in volumes.iter().skip(take.volumes.len()).zip(&take.shared) {
+        mount::attach_in(root.as_fd(), volume, path, Links::Refused)
+            .map_err(|error| SysError::new(MOUNT_POINT, path, error.errno))?;
     }
     // The overlay notes where a directory comes from when it first looks at it: that is no step's doing.
     let _ = rustix::fs::stat("etc");
@@ -388,20 +397,6 @@ fn show_boot_id() -> Result<(), SysError> {
         .map_err(SysError::rustix("create", FILE))?;
     rustix::io::write(&file, &id).map_err(SysError::rustix("write", FILE))?;
     Detached::of_tree(Path::new(FILE), None, Access::ReadOnly)?.attach("proc/sys/kernel/random/boot_id")
-}
-
-fn attach_volume(volume: &Detached, path: &str) -> Result<(), SysError> {
-    let path = path.trim_start_matches('/');
-    let mut made = String::new();
-    for part in path.split('/') {
-        made += part;
-        match rustix::fs::mkdir(&made, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => return Err(SysError::new("mkdir", made, errno.raw_os_error())),
-        }
-        made.push('/');
-    }
-    volume.attach(path)
 }
 
 /// A /dev of the host's making, so that it has real devices: root inside can make none.

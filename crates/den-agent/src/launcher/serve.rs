@@ -333,7 +333,7 @@ impl Launcher {
         match request {
             Request::Hello { .. } => self.introduce(client),
             Request::Husks => _ = self.answer(client, &self.hello(), None),
-            Request::Create(create) => {
+            Request::Create(create) | Request::CreateSharing(create) => {
                 self.last_create = Instant::now();
                 if self.exit.is_some() {
                     self.refuse(client, &SysError::new("create", "the launcher is ending", 0));
@@ -523,6 +523,9 @@ impl Launcher {
             }
             volumes.push(Detached::of_tree(&path, Some(parts.namespace.as_fd()), Access::ReadWrite)?);
         }
+        for (folder, _) in &create.shared {
+            volumes.push(Detached::of_tree(Path::new(folder), Some(parts.namespace.as_fd()), Access::Shared)?);
+        }
         let home = Path::new(&create.run);
         match fs::create_dir(home) {
             Ok(()) => {}
@@ -540,6 +543,7 @@ impl Launcher {
             shm_bytes: (create.limits.memory_bytes / 2).max(1 << 20),
             volumes: create.volumes.iter().map(|(_, path)| path.clone()).collect(),
             counter: create.counter.clone(),
+            shared: create.shared.iter().map(|(_, path)| path.clone()).collect(),
         };
         let bytes = minicbor::to_vec(&take).expect("a Vec takes everything");
         let mut fds = vec![root.as_fd(), parts.dev.as_fd(), listener.as_fd(), agent.as_fd()];

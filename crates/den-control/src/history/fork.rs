@@ -168,6 +168,7 @@ pub(super) fn wanted(
         labels: over(&spec.labels, labels),
         entrypoint: spec.entrypoint,
         pool: pool.map_or_else(|| Ok(spec.pool.clone()), |pool| pool_name("pool", pool))?,
+        volumes: spec.volumes.clone(),
     };
     spec::check_env(&wanted.env)?;
     spec::check_labels(&wanted.labels)?;

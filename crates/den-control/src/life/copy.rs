@@ -28,7 +28,7 @@ use super::{
 use crate::{
     Error,
     control::{Inner, blocking, now},
-    create::new_id,
+    create::{new_id, shared},
     errors::chain,
     handle::Handle,
     history::{Resolved, Turn, held, keep},
@@ -179,7 +179,8 @@ impl Task {
         }
         let machine = machine.ok_or_else(|| Error::internal("it runs without a machine"))?;
         let looked_at = machine.clone();
-        blocking(move || looked_at.may_be_written()).await?.map_err(|error| self.not_copied(error))?;
+        let folders = shared(inner, handle)?;
+        blocking(move || looked_at.may_be_written(&folders)).await?.map_err(|error| self.not_copied(error))?;
         self.room(&home).await?;
         let asleep = handle.status.borrow().asleep;
         if stood {
@@ -256,6 +257,7 @@ impl Task {
         copy: &mut Copy,
     ) -> Result<(), Error> {
         let new = home.join(NEW);
+        let shared = shared(&self.inner, &self.handle)?;
         let calls = self.have_rest(machine, &new).await?;
         failpoint::hit("copy.rests");
         let mut fixed = Ok(());
@@ -263,7 +265,8 @@ impl Task {
             fixed = self.fix_in(&new, copy, turn).await;
             fixed.is_ok()
         };
-        let dumped = machine.dump(Dump { criu, folder: &new, goes_on: true }, commit).await;
+        let dump = Dump { criu, folder: &new, goes_on: true, shared: &shared };
+        let dumped = machine.dump(dump, commit).await;
         failpoint::hit("copy.dumped");
         self.wake_agent(machine, calls).await;
         let result = fixed.and_then(|()| dumped.map_err(|error| self.not_copied(error)));

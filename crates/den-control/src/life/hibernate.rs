@@ -35,7 +35,7 @@ use super::pause::By;
 use crate::{
     Error, Who,
     control::{Control, Inner, blocking, now},
-    create::plan,
+    create::{plan, shared},
     errors::chain,
     handle::{Ask, Handle},
     limits::{MEMORY_BESIDE, PAUSE_INSIDE_WAIT},
@@ -68,10 +68,13 @@ impl Control {
     pub(crate) async fn memory(&self, handle: &Arc<Handle>) -> Option<MemoryView> {
         let machine = handle.status.borrow().machine.clone().filter(|machine| !machine.is_dead())?;
         let on_disk = machine.is_on_disk();
+        let shared = shared(&self.0, handle).ok()?;
         let why = match criu(&self.0).await {
             Err(why) => Some(why),
             Ok(_) if on_disk => None,
-            Ok(_) => blocking(move || machine.may_be_written().err().map(|error| error.to_string())).await.ok()?,
+            Ok(_) => {
+                blocking(move || machine.may_be_written(&shared).err().map(|error| error.to_string())).await.ok()?
+            }
         };
         Some(MemoryView { on_disk, hibernate: why.is_none(), memory_fork: why.is_none(), reason: why })
     }
@@ -106,7 +109,8 @@ impl Task {
         }
         let machine = self.machine().ok_or_else(|| Error::internal("it runs without a machine"))?;
         let looked_at = machine.clone();
-        blocking(move || looked_at.may_be_written()).await?.map_err(|error| self.not_written(error))?;
+        let folders = shared(inner, handle)?;
+        blocking(move || looked_at.may_be_written(&folders)).await?.map_err(|error| self.not_written(error))?;
         let home = home(inner, handle.id);
         self.room(&home).await?;
         // One that is paused is not gone on with for a refusal.
@@ -140,7 +144,8 @@ impl Task {
         let (new, whole) = (home.join(NEW), home.join(WHOLE));
         let calls = self.have_rest(machine, &new).await?;
         failpoint::hit("hibernate.rests");
-        let dump = Dump { criu, folder: &new, goes_on: false };
+        let shared = shared(&self.inner, &self.handle)?;
+        let dump = Dump { criu, folder: &new, goes_on: false, shared: &shared };
         let (from, to) = (new.clone(), whole.clone());
         let commit = async move {
             let kept = blocking(move || keep(&from, &to)).await;
@@ -223,7 +228,8 @@ impl Task {
         let home = home(inner, handle.id);
         let disk = inner.disks()?.disk(handle.id);
         let counter = inner.disks()?.counter(handle.id);
-        let plan = plan(inner, handle, &image, &disk, counter.as_deref());
+        let shared = shared(inner, handle)?;
+        let plan = plan(inner, handle, &image, &disk, counter.as_deref(), &shared);
         failpoint::hit("revive.begun");
         let (whole, used) = (home.join(WHOLE), home.join(USED));
         let revived = inner.machines.revive(machine, &plan, &criu, &whole, &used).await;

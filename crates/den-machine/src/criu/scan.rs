@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstatvfs, openat2};
 
+use crate::Shared;
+
 /// Devices that hold nothing: null, zero, full, random, urandom, tty, console and terminals.
 const HARMLESS: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
 
@@ -52,7 +54,7 @@ fn points(table: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Says what cannot be written down, and whose it is.
-pub(super) fn scan(first: u32) -> Result<(), String> {
+pub(super) fn scan(first: u32, shared: &[Shared]) -> Result<(), String> {
     let children = children();
     let mut all = vec![first];
     let mut at = 0;
@@ -75,6 +77,10 @@ pub(super) fn scan(first: u32) -> Result<(), String> {
         // The agent lets go of what it has open before it is written down.
         for (at, target) in descriptors(pid).filter(|_| pid != first) {
             let what = target.to_string_lossy();
+            // Others take it meanwhile, or have it: then nothing could be read back.
+            if shared.iter().any(|shared| target.starts_with(&shared.path)) && is_locked(pid, &at) {
+                return refuse(&format!("holds a lock on {what}, which is on a shared volume"));
+            }
             if let Some(device) = what.strip_prefix("/dev/") {
                 let terminal =
                     device.starts_with("pts/") || device.starts_with("shm/") || device.starts_with("mqueue/");
@@ -129,6 +135,13 @@ fn descriptors(pid: u32) -> impl Iterator<Item = (PathBuf, PathBuf)> {
     let folder = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
     let links = folder.into_iter().flatten().flatten().map(|entry| entry.path());
     links.filter_map(|at| Some((at.clone(), fs::read_link(&at).ok()?)))
+}
+
+/// Whether a process holds a lock by this open file.
+fn is_locked(pid: u32, at: &Path) -> bool {
+    let number = at.file_name().unwrap_or_default();
+    let facts = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("fdinfo").join(number));
+    facts.is_ok_and(|facts| facts.lines().any(|line| line.starts_with("lock:")))
 }
 
 fn name(pid: u32) -> String {

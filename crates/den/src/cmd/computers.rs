@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
 use den_api::{
-    ClientError, ComputerView, CreateComputer, MemoryView, StopComputer, client::ComputerFilter, computer::Amount,
+    ClientError, ComputerView, CreateComputer, MemoryView, StopComputer, VolumeMountRequest, client::ComputerFilter,
+    computer::Amount,
 };
 use den_model::{PoolName, Tier, parse_duration};
 
@@ -61,6 +62,9 @@ pub struct NewArgs {
     /// The pool that it takes room of [default: default]
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    /// Mount a shared volume, to read and to write: data:/mnt/data
+    #[arg(long, value_name = "VOLUME:PATH", value_parser = mount)]
+    volume: Vec<VolumeMountRequest>,
     #[command(flatten)]
     net: NewNetArgs,
 }
@@ -136,6 +140,16 @@ pub fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Reads `VOLUME:PATH`.
+fn mount(text: &str) -> Result<VolumeMountRequest, String> {
+    match text.split_once(':') {
+        Some((volume, path)) if !volume.is_empty() && path.starts_with('/') => {
+            Ok(VolumeMountRequest { volume: volume.to_owned(), path: path.to_owned() })
+        }
+        _ => Err("wanted VOLUME:PATH, and PATH begins with `/`".to_owned()),
+    }
+}
+
 /// Makes a computer.
 pub async fn new(global: &Global, args: NewArgs) -> Outcome {
     let create = CreateComputer {
@@ -152,6 +166,7 @@ pub async fn new(global: &Global, args: NewArgs) -> Outcome {
         net: args.net.request(),
         idle: args.idle,
         pool: args.pool,
+        volumes: (!args.volume.is_empty()).then_some(args.volume),
     };
     let client = global.client()?;
     // With a key, asking again after a lost answer gives the computer that was made, not a second.
@@ -266,6 +281,7 @@ fn show_computer(c: &ComputerView) -> Result<(), Trouble> {
         ("oom kills", usage.filter(|u| u.oom_kills > 0).map(|u| u.oom_kills.to_string()).unwrap_or_default()),
         ("network", format!("{}, {}", c.net, c.address)),
         ("pool", if c.pool == PoolName::DEFAULT { String::new() } else { c.pool.clone() }),
+        ("volumes", c.volumes.iter().map(|v| format!("{} at {}", v.name, v.path)).collect::<Vec<_>>().join(", ")),
         ("env", pairs(&c.env)),
         ("labels", pairs(&c.labels)),
         ("entrypoint", if c.entrypoint { "started at boot".to_owned() } else { String::new() }),

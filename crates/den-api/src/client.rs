@@ -25,6 +25,7 @@ mod session;
 mod streams;
 mod trash;
 mod upload;
+mod volumes;
 
 use std::{
     io,

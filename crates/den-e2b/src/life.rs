@@ -13,14 +13,14 @@ use std::{
     time::Duration,
 };
 
-use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest};
+use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest, VolumeMountRequest};
 use den_control::{EachFork, ForkEach, ForkOne, Removal};
 use den_model::State;
 use den_sys::failpoint;
 
 use crate::{
     E2b,
-    book::{Facts, Paused, Phase, SANDBOX, Sandbox},
+    book::{Facts, Mount, Paused, Phase, SANDBOX, Sandbox},
     envd::process::Table,
     error::ApiError,
     making::{labels, to_the_end},
@@ -59,6 +59,7 @@ pub(crate) struct New {
     pub network: Option<serde_json::Value>,
     pub net: Option<NetRequest>,
     pub public: bool,
+    pub volumes: Vec<VolumeMountRequest>,
     /// Of a request that may come again.
     pub key: Option<String>,
 }
@@ -90,6 +91,10 @@ impl E2b {
         let at = now();
         let mut env = new.template.context.as_ref().map(|context| context.env.clone()).unwrap_or_default();
         env.extend(environment(&id, &new.template.id, &new.env));
+        let goes_on = match &new.template.holder {
+            Some(holder) => self.may_go_on(holder, &new.volumes).await?,
+            None => false,
+        };
         self.note(&id).await?;
         let mut processes = Table::empty();
         let made = match &new.template.holder {
@@ -100,17 +105,18 @@ impl E2b {
                     env,
                     labels: labels("sandbox"),
                     net: new.net.clone(),
+                    volumes: Some(new.volumes.clone()),
                     ..CreateComputer::default()
                 };
                 self.control().create(request, None, &who()).await
             }
             // A snapshot with what ran.
-            Some(holder) if self.control().state_of(holder) == Some(State::Paused) => {
+            Some(holder) if goes_on => {
                 let all = ForkEach { net: new.net.clone(), sleep: false };
                 processes = Table::of(new.template.run.clone());
                 self.fork_whole(holder, &id, "sandbox", env, &all).await.map(|made| made.computer)
             }
-            Some(holder) => self.fork_one(holder, &id, "sandbox", env, new.net.as_ref()).await,
+            Some(holder) => self.fork_one(holder, &id, "sandbox", env, new.net.as_ref(), &new.volumes).await,
         };
         let computer = self.made(&id, made).await?;
         if let Some(start) = &new.template.start
@@ -138,12 +144,13 @@ impl E2b {
             memory_mib: computer.memory.0 >> 20,
             disk_mib: computer.disk.0 >> 20,
             context: new.template.context,
+            volumes: computer.volumes.into_iter().map(|at| Mount { name: at.name, path: at.path }).collect(),
             trashed: false,
         };
         self.enter(id, facts, processes).await
     }
 
-    /// One fork, by this name.
+    /// One fork, by this name, that mounts these volumes and no other.
     pub(crate) async fn fork_one(
         &self,
         parent: &str,
@@ -151,13 +158,27 @@ impl E2b {
         label: &str,
         env: BTreeMap<String, String>,
         net: Option<&NetRequest>,
+        volumes: &[VolumeMountRequest],
     ) -> Result<ComputerView, den_control::Error> {
         let request = ForkRequest { name: Some(name.to_owned()), labels: labels(label), env, ..ForkRequest::default() };
-        let mut made = self.control().fork_with(parent, request, net, &who()).await?;
+        let mut made = self.control().fork_with(parent, request, net, Some(volumes), &who()).await?;
         made.items.pop().ok_or_else(|| den_control::Error::internal("nothing was forked"))
     }
 
-    /// As [`E2b::fork_one`], with what runs where that can be.
+    /// Whether a computer sleeps with what ran in it, and that can go on beside these volumes: it has those mounted that
+    /// it had. None are its own.
+    async fn may_go_on(&self, holder: &str, volumes: &[VolumeMountRequest]) -> Result<bool, ApiError> {
+        if self.control().state_of(holder) != Some(State::Paused) {
+            return Ok(false);
+        }
+        let own = self.control().get(holder, false).await?.volumes;
+        let is_own = |wanted: &VolumeMountRequest| {
+            own.iter().any(|own| [&own.name, &own.volume].contains(&&wanted.volume) && own.path == wanted.path)
+        };
+        Ok(volumes.is_empty() || volumes.len() == own.len() && volumes.iter().all(is_own))
+    }
+
+    /// As [`E2b::fork_one`], with what runs where that can be, and the parent's volumes.
     pub(crate) async fn fork_whole(
         &self,
         parent: &str,

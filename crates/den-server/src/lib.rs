@@ -54,7 +54,7 @@ pub use token::Token;
 
 use crate::routes::{
     App, backup, computers, events, files, history, images, life, metrics, net, pools, ports, service, services,
-    sockets, steps, tar, trash,
+    sockets, steps, tar, trash, volumes,
 };
 
 /// All routes behind their guard. `stop` is cancelled once a `POST /v1/shutdown` has been carried
@@ -149,6 +149,7 @@ fn described() -> OpenApiRouter<App> {
             tag("net", "What a computer may reach, and what it did reach"),
             tag("trash", "What was removed, and taking back what was done"),
             tag("pools", "What computers share: CPUs, memory, disk, how many they may be"),
+            tag("volumes", "Folders that several computers mount"),
             tag("images", "What computers start from"),
             tag("service", "The daemon itself"),
         ]))
@@ -213,6 +214,8 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(trash::undo, trash::undo_list))
         .routes(routes!(pools::list, pools::create))
         .routes(routes!(pools::get, pools::change, pools::remove))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::get, volumes::remove))
         .routes(routes!(images::list))
         .routes(routes!(images::pull))
         .routes(routes!(images::build))

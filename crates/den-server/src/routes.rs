@@ -26,6 +26,7 @@ pub(crate) mod steps;
 pub(crate) mod tar;
 mod transfer;
 pub(crate) mod trash;
+pub(crate) mod volumes;
 
 /// Who sees the metrics, and how much of them there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -130,6 +130,9 @@ enum Command {
     /// What groups of computers share: CPUs, memory, disk
     #[command(alias = "pools", subcommand)]
     Pool(cmd::pool::PoolCommand),
+    /// Shared volumes: folders that several computers mount
+    #[command(aliases = ["volumes", "vol"], subcommand)]
+    Volume(cmd::volume::VolumeCommand),
     /// The interface that E2B's SDKs speak: what they are told, and the key
     #[command(subcommand)]
     E2b(cmd::e2b::E2bCommand),
@@ -208,6 +211,7 @@ pub fn run(cli: Cli) -> Outcome {
         Command::Unplug(args) => client(cmd::life::unplug(&global, args)),
         Command::Replug(args) => client(cmd::life::replug(&global, args)),
         Command::Pool(command) => client(cmd::pool::run(&global, command)),
+        Command::Volume(command) => client(cmd::volume::run(&global, command)),
         Command::E2b(command) => client(cmd::e2b::run(&global, &command)),
         Command::Image(command) => client(cmd::image::run(&global, command)),
         Command::Top(args) => client(cmd::top::run(&global, args)),

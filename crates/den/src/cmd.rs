@@ -33,3 +33,4 @@ mod stream;
 pub mod top;
 pub mod trash;
 pub mod undo;
+pub mod volume;

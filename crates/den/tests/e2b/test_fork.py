@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 
+import e2b
 import pytest
 from e2b import Sandbox, SandboxException, Template, wait_for_port
 
@@ -257,3 +258,24 @@ def test_what_cannot_be_kept_begins_anew_from_a_snapshot():
     other = Sandbox.create(snapshot.snapshot_id, timeout=120)
     assert other.files.read("kept") == "x" and other.commands.list() == []
     assert other.kill() and sandbox.kill() and Sandbox.delete_snapshot(snapshot.snapshot_id)
+
+
+@pytest.mark.skipif(not hasattr(e2b, "Volume"), reason="an SDK without volumes")
+def test_what_runs_on_a_volume_goes_on_from_a_snapshot():
+    volume = e2b.Volume.create("beneath")
+    sandbox = Sandbox.create(timeout=600, volume_mounts={"/mnt/data": volume})
+    says = "n=0; exec >> /mnt/data/said; while true; do n=$((n+1)); echo $n; sleep 0.05; done"
+    counter = sandbox.commands.run(says, background=True, timeout=0)
+    until(lambda: volume.exists("/said") and len(volume.read_file("/said")) > 20, 60)
+    snapshot = sandbox.create_snapshot()
+    assert sandbox.kill()
+    other = Sandbox.create(snapshot.snapshot_id, timeout=300)
+    assert [process.pid for process in other.commands.list()] == [counter.pid]
+    was = len(volume.read_file("/said"))
+    until(lambda: len(volume.read_file("/said")) > was + 20, 60)
+    # Without the volume it cannot go on, and has the files.
+    bare = e2b.Volume.create("another")
+    third = Sandbox.create(snapshot.snapshot_id, timeout=300, volume_mounts={"/mnt/data": bare})
+    assert third.commands.list() == [] and third.files.list("/mnt/data") == []
+    assert other.kill() and third.kill() and Sandbox.delete_snapshot(snapshot.snapshot_id)
+    assert e2b.Volume.destroy(volume.volume_id) and e2b.Volume.destroy(bare.volume_id)

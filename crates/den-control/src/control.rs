@@ -404,6 +404,7 @@ impl Control {
         for handle in self.0.registry.all() {
             handle.history.close().await;
         }
+        self.0.volumes.close().await;
         self.0.history.work.close();
         let _ = tokio::time::timeout(KEEP_WAIT, self.0.history.work.wait()).await;
         durable::make_safe(&self.0).await;

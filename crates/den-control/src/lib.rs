@@ -80,7 +80,7 @@ pub use backup::{
     BACKUP_EVERY_MIN, BACKUP_KEEP_MAX, BackupJob, BackupPlan, RestoreBackup, RestoredBackup, restore_backup,
 };
 pub use control::{Config, Control, ListComputers, Who};
-pub use den_disk::StorageChoice;
+pub use den_disk::{StorageChoice, TreeEntry, TreeKind, TreeOwner};
 pub use den_history::Progress;
 pub use den_machine::Criu;
 pub use den_store::Order;
@@ -98,3 +98,4 @@ pub use output::{Follow, OutputItem, OutputReader, OutputStream};
 pub use ports::Connection;
 pub use signals::parse_signal;
 pub use trash::Removal;
+pub use volumes::{VolumeReader, VolumeWriter};

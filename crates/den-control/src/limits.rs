@@ -207,6 +207,10 @@ pub const VOLUMES_MAX: usize = 1024;
 pub const MOUNTS_MAX: usize = 16;
 /// The longest path inside at which one is mounted, in bytes.
 pub const MOUNT_PATH_BYTES_MAX: usize = 256;
+/// Who reads and writes what lies in shared volumes, at a time.
+pub const VOLUME_TRANSFERS_MAX: usize = 256;
+/// The greatest id of a user or group inside a computer: a slot has 262,144.
+pub const VOLUME_ID_MAX: u32 = 262_143;
 /// What a shared volume may hold of which nothing is said.
 pub const VOLUME_BYTES_DEFAULT: Bytes = Bytes::gib(10);
 /// How often it is told at most that one pool is full.

@@ -75,7 +75,7 @@ pub(crate) fn check(
 }
 
 /// Checks where shared volumes are to be mounted, and finds them.
-fn mounts(
+pub(crate) fn mounts(
     requests: &[VolumeMountRequest],
     volume: impl Fn(&str) -> Result<Volume, Error>,
 ) -> Result<Vec<VolumeMount>, Error> {

@@ -10,7 +10,9 @@
 //! - Whoever is to mount one is in the registry first and asks [`Volumes::stay`] then; whoever removes one says that
 //!   it is going first and looks into the registry then. So no computer is left with one that is gone.
 //!
-//! Not here: mounting one into a computer, and what lies in it.
+//! Not here: mounting one into a computer.
+
+mod content;
 
 use std::{
     collections::BTreeMap,
@@ -25,13 +27,17 @@ use den_model::{Bytes, EventKind, Limits, Volume, VolumeId, VolumeMount, VolumeN
 use den_store::Durability;
 use den_sys::failpoint;
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
+
+pub use content::{VolumeReader, VolumeWriter};
 
 use crate::{
     Error, Who,
     control::{Control, Inner, blocking, now},
     errors::{self, chain},
-    limits::{VOLUME_BYTES_DEFAULT, VOLUMES_MAX},
+    limits::{KEEP_WAIT, VOLUME_BYTES_DEFAULT, VOLUME_TRANSFERS_MAX, VOLUMES_MAX},
 };
 
 /// All shared volumes of a house.
@@ -39,6 +45,11 @@ pub(crate) struct Volumes {
     known: Mutex<BTreeMap<VolumeId, Entry>>,
     /// One is made or removed at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Places for who reads and writes what lies in them.
+    places: Arc<Semaphore>,
+    /// What has something of them open.
+    work: TaskTracker,
+    ending: CancellationToken,
 }
 
 struct Entry {
@@ -50,7 +61,20 @@ struct Entry {
 impl Volumes {
     pub(crate) fn new(volumes: Vec<Volume>) -> Self {
         let entries = volumes.into_iter().map(|volume| (volume.id, Entry { volume, going: false }));
-        Self { known: Mutex::new(entries.collect()), changing: tokio::sync::Mutex::new(()) }
+        Self {
+            known: Mutex::new(entries.collect()),
+            changing: tokio::sync::Mutex::new(()),
+            places: Arc::new(Semaphore::new(VOLUME_TRANSFERS_MAX)),
+            work: TaskTracker::new(),
+            ending: CancellationToken::new(),
+        }
+    }
+
+    /// Has go of them whoever reads or writes, so that the disks can be let go of.
+    pub(crate) async fn close(&self) {
+        self.ending.cancel();
+        self.work.close();
+        let _ = tokio::time::timeout(KEEP_WAIT, self.work.wait()).await;
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry>> {

@@ -40,6 +40,7 @@ mod resize;
 mod restore;
 mod room;
 mod snapshots;
+mod tree;
 mod volumes;
 
 use std::io;
@@ -58,6 +59,7 @@ pub use dirty::{Dirt, Mark};
 pub use fork::Forked;
 pub use room::Room;
 pub use snapshots::Settled;
+pub use tree::{TREE_DEPTH_MAX, TREE_ENTRIES_MAX, Tree, TreeEntry, TreeError, TreeKind, TreeOwner, Writing};
 
 /// Where disks shall lie.
 #[derive(Debug, Clone)]

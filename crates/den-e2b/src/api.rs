@@ -19,12 +19,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use den_api::VolumeMountRequest;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
     E2b, ENVD_VERSION,
-    book::{Facts, Paused, Phase, Sandbox},
+    book::{Facts, Mount, Paused, Phase, Sandbox},
     build,
     error::ApiError,
     life::{Forks, New, TIMEOUT_MAX_S},
@@ -32,7 +33,7 @@ use crate::{
     net, secret,
     templates::DEFAULT,
     time::{self, SECOND, now},
-    way,
+    volumes, way,
 };
 
 /// The longest body of a request, in bytes.
@@ -71,6 +72,10 @@ impl Told {
         let domain = e2b.0.domain.as_ref().filter(|domain| !way::is_elsewhere(request, domain));
         Self(domain.map(ToString::to_string))
     }
+
+    pub(crate) fn domain(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
 }
 
 /// All routes behind the key.
@@ -103,6 +108,7 @@ pub(crate) fn router(e2b: E2b) -> Router {
         .route("/templates/{id}/tags/groups", get(tags::groups))
         .route("/templates/{id}/tags/{tag}/assignments", get(tags::assignments))
         .merge(build::routes::guarded())
+        .merge(volumes::guarded())
         .route("/teams", get(more::teams))
         .fallback(not_here)
         .method_not_allowed_fallback(no_such_method)
@@ -111,6 +117,7 @@ pub(crate) fn router(e2b: E2b) -> Router {
     Router::new()
         .route("/health", get(health))
         .merge(build::routes::signed())
+        .merge(volumes::content())
         .merge(guarded)
         .layer(middleware::map_response(as_json))
         .with_state(e2b)
@@ -153,7 +160,7 @@ async fn authorised(State(e2b): State<E2b>, request: Request, next: Next) -> Res
 
 async fn not_here(method: Method, uri: Uri) -> ApiError {
     let path = uri.path();
-    let known = ["/templates", "/v2/templates", "/v3/templates", "/volumes", "/volumecontent", "/api-keys", "/nodes"]
+    let known = ["/templates", "/v2/templates", "/v3/templates", "/api-keys", "/nodes"]
         .iter()
         .any(|start| path.starts_with(start));
     match (known, path.starts_with("/secrets")) {
@@ -200,7 +207,7 @@ struct Create {
     network: Option<Value>,
     mcp: Option<Value>,
     iam: Option<Value>,
-    volume_mounts: Option<Vec<Value>>,
+    volume_mounts: Option<Vec<Mount>>,
 }
 
 #[derive(Deserialize)]
@@ -254,11 +261,7 @@ async fn made(
     let given = |value: &Option<Value>| {
         value.as_ref().is_some_and(|value| !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty()))
     };
-    for (name, is_given) in [
-        ("mcp", given(&create.mcp)),
-        ("iam", given(&create.iam)),
-        ("volumeMounts", create.volume_mounts.as_ref().is_some_and(|mounts| !mounts.is_empty())),
-    ] {
+    for (name, is_given) in [("mcp", given(&create.mcp)), ("iam", given(&create.iam))] {
         if is_given {
             return Err(ApiError::bad(format!("{name}: Den does not have this yet")));
         }
@@ -274,6 +277,8 @@ async fn made(
     if let Some(bad) = env.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
         return Err(ApiError::bad(format!("envVars: `{}` is no name of a variable", bad.escape_default())));
     }
+    let volumes = create.volume_mounts.unwrap_or_default().into_iter();
+    let volumes = volumes.map(|Mount { name, path }| VolumeMountRequest { volume: name, path }).collect();
     let template = e2b.template(create.template.as_deref().unwrap_or(DEFAULT)).await?;
     let new = New {
         template,
@@ -288,6 +293,7 @@ async fn made(
         network,
         net,
         public,
+        volumes,
         key,
     };
     let sandbox = e2b.create(new).await?;
@@ -347,6 +353,9 @@ fn listed(sandbox: &Sandbox) -> Value {
     });
     if let Some(alias) = &facts.alias {
         view["alias"] = alias.as_str().into();
+    }
+    if !facts.volumes.is_empty() {
+        view["volumeMounts"] = json!(facts.volumes);
     }
     view
 }

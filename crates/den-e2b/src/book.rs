@@ -75,9 +75,19 @@ pub(crate) struct Facts {
     /// Who its commands run as, where they do not say, and where.
     #[serde(default)]
     pub context: Option<Context>,
+    /// Volumes that it mounts.
+    #[serde(default)]
+    pub volumes: Vec<Mount>,
     /// Its computer lies in the trash.
     #[serde(default)]
     pub trashed: bool,
+}
+
+/// A volume in a sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    pub name: String,
+    pub path: String,
 }
 
 fn yes() -> bool {

@@ -56,7 +56,7 @@ impl IntoResponse for ApiError {
 impl From<den_control::Error> for ApiError {
     fn from(error: den_control::Error) -> Self {
         match error.code {
-            "computer_not_found" | "computer_trashed" | "image_not_found" | "state_not_found" => {
+            "computer_not_found" | "computer_trashed" | "image_not_found" | "state_not_found" | "volume_not_found" => {
                 Self::new(404, error.message)
             }
             "wrong_state" | "computer_stopped" | "unplugged" | "pause_failed" => Self::new(409, error.message),

@@ -38,6 +38,7 @@ mod secret;
 mod templates;
 mod time;
 mod unread;
+mod volumes;
 mod way;
 
 use std::{path::Path, sync::Arc};

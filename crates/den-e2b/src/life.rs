@@ -13,14 +13,14 @@ use std::{
     time::Duration,
 };
 
-use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest};
+use den_api::{ComputerView, CreateComputer, ForkRequest, NetRequest, VolumeMountRequest};
 use den_control::{EachFork, ForkOne, Removal};
 use den_model::State;
 use den_sys::failpoint;
 
 use crate::{
     E2b,
-    book::{Facts, Paused, Phase, SANDBOX, Sandbox},
+    book::{Facts, Mount, Paused, Phase, SANDBOX, Sandbox},
     error::ApiError,
     making::{labels, to_the_end},
     secret,
@@ -58,6 +58,7 @@ pub(crate) struct New {
     pub network: Option<serde_json::Value>,
     pub net: Option<NetRequest>,
     pub public: bool,
+    pub volumes: Vec<VolumeMountRequest>,
     /// Of a request that may come again.
     pub key: Option<String>,
 }
@@ -98,11 +99,12 @@ impl E2b {
                     env,
                     labels: labels("sandbox"),
                     net: new.net.clone(),
+                    volumes: Some(new.volumes.clone()),
                     ..CreateComputer::default()
                 };
                 self.control().create(request, None, &who()).await
             }
-            Some(holder) => self.fork_one(holder, &id, "sandbox", env, new.net.as_ref()).await,
+            Some(holder) => self.fork_one(holder, &id, "sandbox", env, new.net.as_ref(), &new.volumes).await,
         };
         let computer = self.made(&id, made).await?;
         if let Some(start) = &new.template.start
@@ -130,12 +132,13 @@ impl E2b {
             memory_mib: computer.memory.0 >> 20,
             disk_mib: computer.disk.0 >> 20,
             context: new.template.context,
+            volumes: computer.volumes.into_iter().map(|at| Mount { name: at.name, path: at.path }).collect(),
             trashed: false,
         };
         self.enter(id, facts, None).await
     }
 
-    /// One fork, by this name.
+    /// One fork, by this name, that mounts these volumes and no other.
     pub(crate) async fn fork_one(
         &self,
         parent: &str,
@@ -143,9 +146,10 @@ impl E2b {
         label: &str,
         env: BTreeMap<String, String>,
         net: Option<&NetRequest>,
+        volumes: &[VolumeMountRequest],
     ) -> Result<ComputerView, den_control::Error> {
         let request = ForkRequest { name: Some(name.to_owned()), labels: labels(label), env, ..ForkRequest::default() };
-        let mut made = self.control().fork_with(parent, request, net, &who()).await?;
+        let mut made = self.control().fork_with(parent, request, net, Some(volumes), &who()).await?;
         made.items.pop().ok_or_else(|| den_control::Error::internal("nothing was forked"))
     }
 

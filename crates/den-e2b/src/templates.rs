@@ -141,7 +141,7 @@ impl E2b {
             }
             let holder = secret::id('s');
             e2b.note(&holder).await?;
-            let made = e2b.fork_one(&sandbox.id, &holder, "snapshot", BTreeMap::new(), None).await;
+            let made = e2b.fork_one(&sandbox.id, &holder, "snapshot", BTreeMap::new(), None, &[]).await;
             let image = e2b.made(&holder, made).await?.image;
             let kept = e2b.keep_snapshot(&sandbox, &holder, image, name).await;
             match kept {

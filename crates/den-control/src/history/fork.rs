@@ -21,7 +21,7 @@ use std::{
     time::Instant,
 };
 
-use den_api::{ForkRequest, ForkView, NetRequest, ParentView};
+use den_api::{ForkRequest, ForkView, NetRequest, ParentView, VolumeMountRequest};
 use den_disk::{Forked, Identity};
 use den_image::Image;
 use den_machine::Machine;
@@ -74,10 +74,10 @@ impl Control {
     /// Errors: `computer_not_found`, `wrong_state`, `state_not_found`, `bad_state`, `bad_request`, `bad_name`,
     /// `unsupported`, `fork_failed`, `name_taken`, `image_not_found`, `pool_not_found`, `pool_full`, `host_full`, `host_lacks`. None of them is left then.
     pub async fn fork(&self, computer: &str, request: ForkRequest, who: &Who) -> Result<ForkView, Error> {
-        self.fork_with(computer, request, None, who).await
+        self.fork_with(computer, request, None, None, who).await
     }
 
-    /// As [`Control::fork`], with a policy in place of the parent's from the first instant on.
+    /// As [`Control::fork`], with a policy and with shared volumes in place of the parent's from the first instant on.
     ///
     /// Errors: those too of a policy that a create is refused for.
     pub async fn fork_with(
@@ -85,6 +85,7 @@ impl Control {
         computer: &str,
         request: ForkRequest,
         net: Option<&NetRequest>,
+        volumes: Option<&[VolumeMountRequest]>,
         who: &Who,
     ) -> Result<ForkView, Error> {
         let began = Instant::now();
@@ -99,7 +100,10 @@ impl Control {
                 return Err(Error::name_taken(name, holder));
             }
         }
-        let wanted = wanted(&parent, env, labels, pool.as_deref())?;
+        let mut wanted = wanted(&parent, env, labels, pool.as_deref())?;
+        if let Some(volumes) = volumes {
+            wanted.volumes = spec::mounts(volumes, |text| self.0.volumes.find(text))?;
+        }
         let policy = match net {
             Some(_) => net::of_create(net, &self.0.net)?,
             None => parent.net.get().policy.clone(),

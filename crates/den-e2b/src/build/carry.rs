@@ -198,7 +198,7 @@ impl E2b {
                 state: Some(last.state.clone()),
                 ..ForkRequest::default()
             };
-            match self.control().fork_with(&last.holder, request, None, &who()).await {
+            match self.control().fork_with(&last.holder, request, None, None, &who()).await {
                 Ok(_) => {
                     for number in 1..layers.len() {
                         build.say(Level::Info, Some(&number.to_string()), "CACHED");
@@ -225,7 +225,7 @@ impl E2b {
                 self.control().create(request, None, &who()).await?;
             }
             Some(holder) => {
-                self.fork_one(holder, name, "template", BTreeMap::new(), None).await?;
+                self.fork_one(holder, name, "template", BTreeMap::new(), None, &[]).await?;
                 if cpus.is_some() || memory.is_some() {
                     let change = ChangeComputer { cpus, memory, ..ChangeComputer::default() };
                     self.control().change(name, &change, &who()).await?;

@@ -64,11 +64,12 @@ pub async fn run(global: &Global, command: &E2bCommand) -> Outcome {
                     let names = NamesFile::find(data)?;
                     variables.extend(names.variables());
                     // They outrank names, and may be there of an earlier `den e2b env`.
-                    advice = format!("unset E2B_API_URL E2B_SANDBOX_URL\n{}", names.advice());
+                    advice = format!("unset E2B_API_URL E2B_SANDBOX_URL E2B_VOLUME_API_URL\n{}", names.advice());
                 }
                 None => {
                     let url = url(global, data)?;
-                    variables.extend([("E2B_API_URL", url.clone()), ("E2B_SANDBOX_URL", url)]);
+                    let names = ["E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL"];
+                    variables.extend(names.map(|name| (name, url.clone())));
                 }
             }
             match global.json {

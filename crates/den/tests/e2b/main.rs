@@ -41,6 +41,7 @@ fn command(house: &House, program: &Path) -> Command {
         .env("E2B_API_KEY", key(house))
         .env("E2B_API_URL", &url)
         .env("E2B_SANDBOX_URL", &url)
+        .env("E2B_VOLUME_API_URL", &url)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
@@ -101,6 +102,16 @@ fn javascript_2_50() {
 #[test]
 fn javascript_2_45() {
     javascript("2.45.0", "sandbox.mjs");
+}
+
+#[test]
+fn volumes_python_newest() {
+    python("2.63.0", &["test_volume.py"]);
+}
+
+#[test]
+fn volumes_javascript_newest() {
+    javascript("2.51.0", "volume.mjs");
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(super) fn command(house: &House, program: &Path) -> Command {
     command.args(["--mount", "--propagation", "private", "sh", "-c", INSIDE, "sh"]).arg(program);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2b"));
     command.env("DEN_RESOLV", resolv).env("DEN_NSSWITCH", nsswitch).env("PYTHONDONTWRITEBYTECODE", "1");
-    for name in ["E2B_API_URL", "E2B_SANDBOX_URL", "SSL_CERT_DIR"] {
+    for name in ["E2B_API_URL", "E2B_SANDBOX_URL", "E2B_VOLUME_API_URL", "SSL_CERT_DIR"] {
         command.env_remove(name);
     }
     let variables = variables(house);

@@ -16,8 +16,6 @@ from e2b import (
     Secret,
     SecretException,
     Template,
-    Volume,
-    VolumeException,
     wait_for_file,
 )
 
@@ -180,10 +178,6 @@ def test_addresses_have_the_port_and_the_id(sandbox):
 
 
 def test_what_is_not_there_says_so(sandbox):
-    with pytest.raises(VolumeException, match="501"):
-        Volume.create("mine")
-    with pytest.raises(VolumeException, match="501"):
-        Volume.list()
     with pytest.raises(SecretException, match="403"):
         Secret.create("mine", value="x")
     with pytest.raises(SandboxException, match="400"):

@@ -11,6 +11,9 @@ const PYTHON: [&str; 3] = ["2.63.0", "2.50.0", "2.45.0"];
 /// Versions of the SDK for JavaScript that are tested.
 const JAVASCRIPT: [&str; 3] = ["2.51.0", "2.50.0", "2.45.0"];
 
+/// Connect's own client for JavaScript, with the SDK whose descriptors it goes by.
+const BINARY_JAVASCRIPT: (&str, &str) = ("2.2.0", "2.51.0");
+
 /// Versions of the code interpreter's SDKs that are tested, each with the SDK below it: the newest, the oldest that
 /// take one address for all, and one that goes by names.
 const CODE_PYTHON: [(&str, &str); 3] = [("2.11.5", "2.63.0"), ("2.9.2", "2.45.0"), ("2.4.1", "2.13.3")];
@@ -41,6 +44,9 @@ pub fn ensure() -> anyhow::Result<()> {
     for version in JAVASCRIPT {
         javascript(&root.join(format!("js-{version}")), &["ws".to_owned(), format!("e2b@{version}")])?;
     }
+    let (connect, version) = BINARY_JAVASCRIPT;
+    let packages = [format!("@connectrpc/connect-node@{connect}"), format!("e2b@{version}")];
+    javascript(&root.join(format!("binary-js-{version}")), &packages)?;
     for (version, below) in CODE_JAVASCRIPT {
         let packages = [format!("@e2b/code-interpreter@{version}"), format!("e2b@{below}")];
         javascript(&root.join(format!("code-js-{version}")), &packages)?;

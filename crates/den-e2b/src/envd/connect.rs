@@ -1,7 +1,7 @@
-//! The Connect protocol with the JSON codec: single calls, and streams of enveloped messages.
+//! The Connect protocol: single calls, and streams of enveloped messages, by either codec.
 //!
 //! ```text
-//! envelope: flags (1 byte: 2 = the end) │ length (4 bytes, big-endian) │ JSON
+//! envelope: flags (1 byte: 2 = the end) │ length (4 bytes, big-endian) │ message; of the end, JSON always
 //! ```
 //!
 //! Source: connectrpc.com/docs/protocol. An error before the first message of a stream is its end message too.
@@ -19,13 +19,16 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE},
 };
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BytesMut};
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{not_allowed, user_of};
-use crate::{api::object, book::Sandbox};
+use super::{
+    codec::{self, Codec, Form},
+    not_allowed, user_of,
+};
+use crate::book::Sandbox;
 
 /// The longest message.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -38,6 +41,9 @@ const END: u8 = 2;
 
 /// How often a stream that is silent says that it is there, where the client does not say.
 const KEEPALIVE: Duration = Duration::from_secs(90);
+
+/// The types of content that are taken.
+const KINDS: &str = "application/json, application/proto, application/connect+json, application/connect+proto";
 
 /// Connect's codes that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,39 +123,57 @@ impl From<den_control::Error> for RpcError {
     }
 }
 
+/// How a call is answered: what its client reads.
+#[derive(Debug, Clone)]
+pub(crate) struct Voice {
+    codec: Codec,
+    /// Whether messages are enveloped.
+    streams: bool,
+}
+
 /// What a call says beside its message.
 pub(crate) struct Call {
-    /// Whether messages are enveloped.
-    pub streams: bool,
+    pub voice: Voice,
     pub headers: HeaderMap,
     body: Body,
 }
 
 impl Call {
-    /// Looks at the head of a request.
-    pub(crate) fn read(request: Request) -> Result<Self, Box<Response>> {
+    /// Looks at the head of a request for a method of envd.
+    pub(crate) fn read(service: &str, method: &str, request: Request) -> Result<Self, Box<Response>> {
         if request.method() != Method::POST {
             return Err(not_allowed("POST").into());
         }
         let (parts, body) = request.into_parts();
         let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        let streams = match kind.as_str() {
-            "application/json" => false,
-            "application/connect+json" => true,
-            _ => {
-                let accepted = [("accept-post", "application/json, application/connect+json")];
-                return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, accepted).into_response().into());
-            }
+        let (form, streams) = match kind.as_str() {
+            "application/json" => (Form::Json, false),
+            "application/proto" => (Form::Proto, false),
+            "application/connect+json" => (Form::Json, true),
+            "application/connect+proto" => (Form::Proto, true),
+            _ => return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, [("accept-post", KINDS)]).into_response().into()),
+        };
+        let refused = |error: &RpcError| {
+            Box::new(if streams { stream_of(form.stream_kind(), Body::from(end(Some(error)))) } else { refused(error) })
         };
         for name in ["content-encoding", "connect-content-encoding"] {
             let coding = parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("identity");
             if !coding.eq_ignore_ascii_case("identity") {
-                let error = RpcError::new(Code::Unimplemented, format!("messages encoded as `{coding}`"));
-                return Err(Box::new(if streams { ended(Some(&error)) } else { refused(&error) }));
+                return Err(refused(&RpcError::new(Code::Unimplemented, format!("messages encoded as `{coding}`"))));
             }
         }
-        Ok(Self { streams, headers: parts.headers, body })
+        let found = codec::method(service, method);
+        match found.filter(|found| streams == (found.is_client_streaming() || found.is_server_streaming())) {
+            Some(found) => {
+                let voice = Voice { codec: Codec::new(form, found), streams };
+                Ok(Self { voice, headers: parts.headers, body })
+            }
+            None => {
+                let words = format!("{service} has no such call of {method}");
+                Err(refused(&RpcError::new(Code::Unimplemented, words)))
+            }
+        }
     }
 
     /// The user that it runs as: the sandbox's own if it names none.
@@ -172,7 +196,7 @@ impl Call {
 
     /// The one message of a call, or of a stream whose client says one thing.
     pub(crate) async fn message<T: DeserializeOwned>(self) -> Result<T, RpcError> {
-        let Self { streams, body, .. } = self;
+        let Self { voice: Voice { codec, streams }, body, .. } = self;
         let bytes = tokio::time::timeout(MESSAGE_MAX, to_bytes(body, MESSAGE_BYTES_MAX + 5))
             .await
             .map_err(|_| RpcError::new(Code::DeadlineExceeded, "the message came too slowly"))?
@@ -184,33 +208,32 @@ impl Call {
             }
             false => bytes,
         };
-        parse(&bytes)
+        parse(&codec, &bytes)
     }
 
     /// The messages of a stream whose client says many things.
     pub(crate) fn messages<T: DeserializeOwned>(self) -> impl Stream<Item = Result<T, RpcError>> + Send {
-        let data = Box::pin(self.body.into_data_stream());
-        futures_util::stream::unfold((data, BytesMut::new(), false), |(mut data, mut buffer, over)| async move {
+        let state = (Box::pin(self.body.into_data_stream()), BytesMut::new(), self.voice.codec, false);
+        futures_util::stream::unfold(state, |(mut data, mut buffer, codec, over)| async move {
             if over {
                 return None;
             }
             loop {
                 match take(&mut buffer) {
-                    Ok(Some(bytes)) => return Some((parse(&bytes), (data, buffer, false))),
+                    Ok(Some(bytes)) => return Some((parse(&codec, &bytes), (data, buffer, codec, false))),
                     Ok(None) => {}
-                    Err(error) => return Some((Err(error), (data, buffer, true))),
+                    Err(error) => return Some((Err(error), (data, buffer, codec, true))),
                 }
-                match data.next().await {
-                    Some(Ok(bytes)) => buffer.extend_from_slice(&bytes),
-                    Some(Err(error)) => {
-                        let error = RpcError::new(Code::Unavailable, format!("the stream broke: {error}"));
-                        return Some((Err(error), (data, buffer, true)));
+                let error = match data.next().await {
+                    Some(Ok(bytes)) => {
+                        buffer.extend_from_slice(&bytes);
+                        continue;
                     }
+                    Some(Err(error)) => RpcError::new(Code::Unavailable, format!("the stream broke: {error}")),
                     None if buffer.is_empty() => return None,
-                    None => {
-                        return Some((Err(RpcError::bad("the stream ends in a message")), (data, buffer, true)));
-                    }
-                }
+                    None => RpcError::bad("the stream ends in a message"),
+                };
+                return Some((Err(error), (data, buffer, codec, true)));
             }
         })
     }
@@ -251,58 +274,71 @@ fn take(buffer: &mut BytesMut) -> Result<Option<Bytes>, RpcError> {
     Ok(Some(buffer.split_to(length).freeze()))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, RpcError> {
-    object(bytes).map_err(|why| RpcError::bad(format!("the message: {why}")))
+fn parse<T: DeserializeOwned>(codec: &Codec, bytes: &[u8]) -> Result<T, RpcError> {
+    codec.read(bytes).map_err(|why| RpcError::bad(format!("the message: {why}")))
 }
 
-/// A message of a stream.
-pub(crate) fn envelope(message: &Value) -> Bytes {
-    flagged(0, message)
+impl Voice {
+    /// The answer to a single call, or the end of a stream that was never begun.
+    pub(crate) fn answered(&self, result: Result<Value, RpcError>) -> Response {
+        let mut bytes = BytesMut::new();
+        let written = result.and_then(|message| self.write(message, &mut bytes));
+        match written {
+            Err(error) if self.streams => self.ended(Some(&error)),
+            Err(error) => refused(&error),
+            Ok(()) => ([(header::CONTENT_TYPE, self.codec.form.kind())], bytes.freeze()).into_response(),
+        }
+    }
+
+    fn write(&self, message: Value, out: &mut BytesMut) -> Result<(), RpcError> {
+        self.codec.write(message, out).map_err(|error| {
+            tracing::error!(error, "a message that cannot be written");
+            RpcError::new(Code::Internal, "the answer cannot be written; the log of the daemon says why")
+        })
+    }
+
+    /// A message of a stream. One that cannot be written breaks it off.
+    pub(crate) fn envelope(&self, message: Value) -> Result<Bytes, axum::BoxError> {
+        // Five bytes of head, filled in when the length is known.
+        let mut out = BytesMut::zeroed(5);
+        self.write(message, &mut out).map_err(|error| error.message)?;
+        Ok(headed(0, out))
+    }
+
+    /// A stream that says nothing but how it ended.
+    pub(crate) fn ended(&self, error: Option<&RpcError>) -> Response {
+        self.streamed(Body::from(end(error)))
+    }
+
+    /// A stream.
+    pub(crate) fn streamed(&self, body: Body) -> Response {
+        stream_of(self.codec.form.stream_kind(), body)
+    }
 }
 
 /// The end of a stream.
 pub(crate) fn end(error: Option<&RpcError>) -> Bytes {
-    flagged(END, &error.map_or_else(|| json!({}), |error| json!({ "error": error.json() })))
+    let message = error.map_or_else(|| json!({}), |error| json!({ "error": error.json() }));
+    let mut out = BytesMut::zeroed(5);
+    out.extend_from_slice(message.to_string().as_bytes());
+    headed(END, out)
 }
 
-fn flagged(flags: u8, message: &Value) -> Bytes {
-    let mut out = BytesMut::with_capacity(128).writer();
-    // Five bytes of head, filled in when the length is known.
-    out.get_mut().put_bytes(0, 5);
-    if let Err(error) = serde_json::to_writer(&mut out, message) {
-        tracing::error!(%error, "a message that is no JSON");
-    }
-    let mut out = out.into_inner();
-    let length = (out.len() - 5) as u32;
-    out[0] = flags;
-    out[1..5].copy_from_slice(&length.to_be_bytes());
-    out.freeze()
-}
-
-/// The answer to a single call.
-pub(crate) fn answered(result: Result<Value, RpcError>) -> Response {
-    match result {
-        Ok(message) => Json(message).into_response(),
-        Err(error) => refused(&error),
-    }
+/// Fills in the head of a message.
+fn headed(flags: u8, mut message: BytesMut) -> Bytes {
+    let length = (message.len() - 5) as u32;
+    message[0] = flags;
+    message[1..5].copy_from_slice(&length.to_be_bytes());
+    message.freeze()
 }
 
 fn refused(error: &RpcError) -> Response {
     (error.code.status(), Json(error.json())).into_response()
 }
 
-/// A stream that says nothing but how it ended.
-pub(crate) fn ended(error: Option<&RpcError>) -> Response {
-    streamed(Body::from(end(error)))
-}
-
-/// A stream.
-pub(crate) fn streamed(body: Body) -> Response {
-    let mut response = Response::new(body);
-    let kind = HeaderValue::from_static("application/connect+json");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+fn stream_of(kind: HeaderValue, body: Body) -> Response {
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))], body)
+        .into_response()
 }
 
 /// Bytes of protobuf's JSON: any of the base64 alphabets.
@@ -319,7 +355,9 @@ mod tests {
     #[test]
     fn envelopes_are_taken_one_by_one() {
         let mut buffer = BytesMut::new();
-        buffer.extend_from_slice(&envelope(&json!({"a": 1})));
+        let method = codec::method("process.Process", "Start").unwrap();
+        let voice = Voice { codec: Codec::new(Form::Json, method), streams: true };
+        buffer.extend_from_slice(&voice.envelope(json!({"a": 1})).unwrap());
         buffer.extend_from_slice(&end(None)[..4]);
         assert_eq!(take(&mut buffer).unwrap().as_deref(), Some(&br#"{"a":1}"#[..]));
         assert_eq!(take(&mut buffer).unwrap(), None);

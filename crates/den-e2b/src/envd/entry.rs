@@ -9,6 +9,10 @@ use crate::{E2b, time};
 /// How many links are followed to what one leads to.
 const LINKS_MAX: usize = 40;
 
+/// The times that protobuf has, the years 1 to 9999; files may have others.
+const MTIME_MIN: i64 = -62_135_596_800 * time::SECOND;
+const MTIME_MAX: i64 = 253_402_300_799 * time::SECOND;
+
 /// What the extended attributes begin with that are a file's metadata.
 pub(crate) const METADATA: &str = "user.e2b.";
 
@@ -90,7 +94,7 @@ fn view(path: &str, own: &StatView, target: &StatView, leads_to: Option<String>)
     entry.insert("permissions".to_owned(), permissions(&own.kind, bits(own)).into());
     entry.insert("owner".to_owned(), own.user.clone().unwrap_or_else(|| own.uid.to_string()).into());
     entry.insert("group".to_owned(), own.group.clone().unwrap_or_else(|| own.gid.to_string()).into());
-    entry.insert("modifiedTime".to_owned(), time::text(own.mtime).into());
+    entry.insert("modifiedTime".to_owned(), time::text(own.mtime.clamp(MTIME_MIN, MTIME_MAX)).into());
     if let Some(leads_to) = leads_to {
         entry.insert("symlinkTarget".to_owned(), leads_to.into());
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    connect::{Call, Code, RpcError, answered, end, ended, envelope, streamed},
+    connect::{Call, Code, RpcError, Voice, end},
     cut, entry, paths,
 };
 use crate::{E2b, book::Sandbox, secret, who};
@@ -81,27 +81,21 @@ struct WatcherId {
 
 /// Answers a call.
 pub(crate) async fn serve(e2b: &E2b, sandbox: &Arc<Sandbox>, method: &str, call: Call) -> Response {
-    let streams = method == "WatchDir";
-    let known = streams
-        || matches!(
-            method,
-            "Stat" | "MakeDir" | "Move" | "ListDir" | "Remove" | "CreateWatcher" | "GetWatcherEvents" | "RemoveWatcher"
-        );
-    if !known || streams != call.streams {
-        let error = RpcError::new(Code::Unimplemented, format!("filesystem.Filesystem has no such call of {method}"));
-        return if call.streams { ended(Some(&error)) } else { answered(Err(error)) };
-    }
-    match method {
-        "WatchDir" => watch_dir(e2b, sandbox, call).await.unwrap_or_else(|error| ended(Some(&error))),
-        "Stat" => answered(stat(e2b, sandbox, call).await),
-        "MakeDir" => answered(make_dir(e2b, sandbox, call).await),
-        "Move" => answered(rename(e2b, sandbox, call).await),
-        "ListDir" => answered(list(e2b, sandbox, call).await),
-        "Remove" => answered(remove(e2b, sandbox, call).await),
-        "CreateWatcher" => answered(create_watcher(e2b, sandbox, call).await),
-        "GetWatcherEvents" => answered(watcher_events(sandbox, call).await),
-        _ => answered(remove_watcher(sandbox, call).await),
-    }
+    let voice = call.voice.clone();
+    let done = match method {
+        "WatchDir" => {
+            return watch_dir(e2b, sandbox, call).await.unwrap_or_else(|error| voice.ended(Some(&error)));
+        }
+        "Stat" => stat(e2b, sandbox, call).await,
+        "MakeDir" => make_dir(e2b, sandbox, call).await,
+        "Move" => rename(e2b, sandbox, call).await,
+        "ListDir" => list(e2b, sandbox, call).await,
+        "Remove" => remove(e2b, sandbox, call).await,
+        "CreateWatcher" => create_watcher(e2b, sandbox, call).await,
+        "GetWatcherEvents" => watcher_events(sandbox, call).await,
+        _ => remove_watcher(sandbox, call).await,
+    };
+    voice.answered(done)
 }
 
 fn missing(path: &str) -> RpcError {
@@ -255,43 +249,45 @@ struct Watching {
     path: String,
     include_entry: bool,
     keepalive: Duration,
-    ready: VecDeque<Bytes>,
+    voice: Voice,
+    ready: VecDeque<Result<Bytes, axum::BoxError>>,
     over: bool,
 }
 
 async fn watch_dir(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Response, RpcError> {
-    let (user, keepalive) = (call.user(sandbox), call.keepalive());
+    let (user, keepalive, voice) = (call.user(sandbox), call.keepalive(), call.voice.clone());
     let Watch { path, recursive, include_entry } = call.message().await?;
     let path = paths::of(sandbox, &path, &user);
     let watcher = watch(e2b, sandbox, &path, recursive).await?;
-    let ready = VecDeque::from([envelope(&json!({ "start": {} }))]);
-    let (e2b, own) = (e2b.clone(), Arc::clone(sandbox));
-    let watching = Watching { e2b, sandbox: own, watcher, path, include_entry, keepalive, ready, over: false };
+    let ready = VecDeque::from([voice.envelope(json!({ "start": {} }))]);
+    let (e2b, own, of) = (e2b.clone(), Arc::clone(sandbox), voice.clone());
+    let watching =
+        Watching { e2b, sandbox: own, watcher, path, include_entry, keepalive, voice: of, ready, over: false };
     let stream = stream::unfold(watching, |mut watching| async move {
         loop {
             if let Some(next) = watching.ready.pop_front() {
-                return Some((Ok::<_, axum::BoxError>(next), watching));
+                return Some((next, watching));
             }
             if watching.over {
                 return None;
             }
             match tokio::time::timeout(watching.keepalive, watching.watcher.next()).await {
-                Err(_) => watching.ready.push_back(envelope(&json!({ "keepalive": {} }))),
+                Err(_) => watching.ready.push_back(watching.voice.envelope(json!({ "keepalive": {} }))),
                 Ok(Ok(change)) => {
-                    let Watching { e2b, sandbox, path, include_entry, .. } = &watching;
+                    let Watching { e2b, sandbox, path, include_entry, voice, ready, .. } = &mut watching;
                     let events = events(e2b, &sandbox.id, path, &change, *include_entry).await;
-                    let events = events.iter().map(|event| envelope(&json!({ "filesystem": event })));
-                    watching.ready.extend(events);
+                    let events = events.into_iter().map(|event| voice.envelope(json!({ "filesystem": event })));
+                    ready.extend(events);
                 }
                 Ok(Err(_)) => {
                     // What was watched is gone.
-                    watching.ready.push_back(end(None));
+                    watching.ready.push_back(Ok(end(None)));
                     watching.over = true;
                 }
             }
         }
     });
-    Ok(streamed(cut(Arc::clone(sandbox), stream)))
+    Ok(voice.streamed(cut(Arc::clone(sandbox), stream)))
 }
 
 async fn create_watcher(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Value, RpcError> {

@@ -5,6 +5,7 @@
 //!                                              └► other ports ─► traffic token ─► proxy
 //! ```
 
+mod codec;
 mod compose;
 pub(crate) mod connect;
 mod cut;
@@ -151,7 +152,7 @@ async fn rpc(e2b: &E2b, sandbox: &Arc<Sandbox>, path: &str, request: Request) ->
     if !matches!(service, "process.Process" | "filesystem.Filesystem") {
         return no_such(path);
     }
-    let call = match Call::read(request) {
+    let call = match Call::read(service, method, request) {
         Ok(call) => call,
         Err(refusal) => return *refusal,
     };

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::{
-    connect::{Call, Code, RpcError, answered, end, ended, envelope, streamed},
+    connect::{Call, Code, RpcError, Voice, end},
     cut, paths,
 };
 use crate::{
@@ -174,29 +174,26 @@ struct Data {
 
 /// Answers a call.
 pub(crate) async fn serve(e2b: &E2b, sandbox: &Arc<Sandbox>, method: &str, call: Call) -> Response {
-    let streams = matches!(method, "Start" | "Connect" | "StreamInput");
-    let known = streams || matches!(method, "List" | "Update" | "SendInput" | "SendSignal" | "CloseStdin");
-    if !known || streams != call.streams {
-        let error = RpcError::new(Code::Unimplemented, format!("process.Process has no such call of {method}"));
-        return if call.streams { ended(Some(&error)) } else { answered(Err(error)) };
-    }
-    if let Err(error) = adopt(e2b, sandbox).await {
-        return if call.streams { ended(Some(&error)) } else { answered(Err(error)) };
-    }
-    match method {
-        "Start" => start(e2b, sandbox, call).await.unwrap_or_else(|error| ended(Some(&error))),
-        "Connect" => connect(e2b, sandbox, call).await.unwrap_or_else(|error| ended(Some(&error))),
-        "StreamInput" => stream_input(e2b, sandbox, call).await,
-        "List" => answered(list(e2b, sandbox, call).await),
-        "Update" => answered(update(e2b, sandbox, call).await),
-        "SendInput" => answered(send_input(e2b, sandbox, call).await),
-        "SendSignal" => answered(send_signal(e2b, sandbox, call).await),
-        _ => answered(close_stdin(e2b, sandbox, call).await),
-    }
+    let voice = call.voice.clone();
+    let done = match (adopt(e2b, sandbox).await, method) {
+        (Err(error), _) => Err(error),
+        (Ok(()), "Start") => return start(e2b, sandbox, call).await.unwrap_or_else(|error| voice.ended(Some(&error))),
+        (Ok(()), "Connect") => {
+            return connect(e2b, sandbox, call).await.unwrap_or_else(|error| voice.ended(Some(&error)));
+        }
+        (Ok(()), "StreamInput") => return stream_input(e2b, sandbox, call).await,
+        (Ok(()), "List") => list(e2b, sandbox, call).await,
+        (Ok(()), "Update") => update(e2b, sandbox, call).await,
+        (Ok(()), "SendInput") => send_input(e2b, sandbox, call).await,
+        (Ok(()), "SendSignal") => send_signal(e2b, sandbox, call).await,
+        (Ok(()), _) => close_stdin(e2b, sandbox, call).await,
+    };
+    voice.answered(done)
 }
 
 async fn start(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Response, RpcError> {
-    let (user, timeout_ms, keepalive) = (call.user(sandbox), call.timeout_ms(), call.keepalive());
+    let (user, timeout_ms) = (call.user(sandbox), call.timeout_ms());
+    let (keepalive, voice) = (call.keepalive(), call.voice.clone());
     let Start { process, pty, tag, stdin } = call.message().await?;
     let Config { cmd, args, envs, cwd } = process.ok_or_else(|| RpcError::bad("process: missing"))?;
     if tag.as_ref().is_some_and(|tag| tag.len() > TAG_BYTES_MAX) {
@@ -243,7 +240,7 @@ async fn start(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Response
         // One that could not be started has no number; it says why, and ends with 127 or 126.
         None => process(u32::try_from(step.number).unwrap_or(u32::MAX)),
     };
-    Ok(events(sandbox, process, Some(output), keepalive))
+    Ok(events(sandbox, process, Some(output), keepalive, voice))
 }
 
 fn terminal(size: Option<Size>) -> Result<PtySize, RpcError> {
@@ -256,7 +253,7 @@ fn terminal(size: Option<Size>) -> Result<PtySize, RpcError> {
 }
 
 async fn connect(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Response, RpcError> {
-    let keepalive = call.keepalive();
+    let (keepalive, voice) = (call.keepalive(), call.voice.clone());
     let Selected { process } = call.message().await?;
     let process = sandbox.processes.find(process)?;
     process.look(e2b, &sandbox.id).await;
@@ -269,7 +266,7 @@ async fn connect(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Result<Respon
             Some(e2b.control().output(&sandbox.id, process.step, from, Follow::ToTheEnd, None).await?)
         }
     };
-    Ok(events(sandbox, process, output, keepalive))
+    Ok(events(sandbox, process, output, keepalive, voice))
 }
 
 /// Where a stream of events is.
@@ -278,6 +275,7 @@ struct Events {
     process: Arc<Process>,
     output: Option<OutputReader>,
     keepalive: Duration,
+    voice: Voice,
     stage: Stage,
 }
 
@@ -294,13 +292,15 @@ fn events(
     process: Arc<Process>,
     output: Option<OutputReader>,
     keepalive: Duration,
+    voice: Voice,
 ) -> Response {
-    let events = Events { sandbox: Arc::clone(sandbox), process, output, keepalive, stage: Stage::Start };
+    let of = voice.clone();
+    let events = Events { sandbox: Arc::clone(sandbox), process, output, keepalive, voice: of, stage: Stage::Start };
     let stream = stream::unfold(events, |mut events| async move {
         let next = events.next().await?;
         Some((next, events))
     });
-    streamed(cut(Arc::clone(sandbox), stream))
+    voice.streamed(cut(Arc::clone(sandbox), stream))
 }
 
 impl Events {
@@ -309,7 +309,7 @@ impl Events {
             match &mut self.stage {
                 Stage::Start => {
                     self.stage = Stage::Middle;
-                    return Some(Ok(event(&json!({ "start": { "pid": self.process.pid } }))));
+                    return Some(self.event(json!({ "start": { "pid": self.process.pid } })));
                 }
                 Stage::Middle => match &mut self.output {
                     None => {
@@ -322,7 +322,7 @@ impl Events {
                     Some(output) => {
                         let next = tokio::time::timeout(self.keepalive, output.next()).await;
                         let item = match next {
-                            Err(_) => return Some(Ok(event(&json!({ "keepalive": {} })))),
+                            Err(_) => return Some(self.event(json!({ "keepalive": {} }))),
                             Ok(Ok(item)) => item,
                             Ok(Err(error)) => {
                                 self.stage = Stage::Last(Some(error.into()));
@@ -338,7 +338,7 @@ impl Events {
                                     OutputStream::Stderr => "stderr",
                                     OutputStream::Terminal => "pty",
                                 };
-                                return Some(Ok(event(&json!({ "data": { name: STANDARD.encode(&bytes) } }))));
+                                return Some(self.event(json!({ "data": { name: STANDARD.encode(&bytes) } })));
                             }
                             Some(OutputItem::End(step)) => {
                                 let Some(how) = &step.end else { return Some(Err("it has no end".into())) };
@@ -372,12 +372,12 @@ impl Events {
             return None;
         }
         self.stage = Stage::Last(None);
-        Some(Ok(event(&json!({ "end": end_event(how) }))))
+        Some(self.event(json!({ "end": end_event(how) })))
     }
-}
 
-fn event(event: &Value) -> Bytes {
-    envelope(&json!({ "event": event }))
+    fn event(&self, event: Value) -> Result<Bytes, axum::BoxError> {
+        self.voice.envelope(json!({ "event": event }))
+    }
 }
 
 /// How a process ended, in Go's words.
@@ -507,6 +507,7 @@ async fn send_signal(e2b: &E2b, sandbox: &Sandbox, call: Call) -> Result<Value, 
 }
 
 async fn stream_input(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Response {
+    let voice = call.voice.clone();
     let mut messages = Box::pin(call.messages::<Streamed>());
     let mut process = None;
     while let Some(message) = messages.next().await {
@@ -523,11 +524,13 @@ async fn stream_input(e2b: &E2b, sandbox: &Arc<Sandbox>, call: Call) -> Response
             Ok(_) => Ok(()),
         };
         if let Err(error) = done {
-            return ended(Some(&error));
+            return voice.ended(Some(&error));
         }
     }
-    let last = [envelope(&json!({})), end(None)].concat();
-    streamed(axum::body::Body::from(last))
+    match voice.envelope(json!({})) {
+        Ok(answer) => voice.streamed(axum::body::Body::from([answer, end(None)].concat())),
+        Err(error) => voice.ended(Some(&RpcError::new(Code::Internal, error.to_string()))),
+    }
 }
 
 fn not_found(process: &Process) -> RpcError {

@@ -8,9 +8,9 @@ use super::{CRIU, command, names, ran, sdk};
 
 const BUILD: [&str; 3] = ["e2b", "template", "code-interpreter"];
 
-fn python(house: &House, version: &str) {
+fn python(house: &House, version: &str, file: &str) {
     let program = sdk(&format!("code-py-{version}")).join("bin/python");
-    let words = ["-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", "test_code.py"];
+    let words = ["-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", file];
     ran(command(house, &program).args(words));
 }
 
@@ -34,12 +34,13 @@ fn code_python_and_javascript_are_run() {
     assert!(failed.code == 1 && failed.stderr.contains("den image pull no-such-image"), "{}", failed.stderr);
     assert_eq!(house.den(&[&BUILD[..], &["--pip", "-r"]].concat()).code, 2);
     assert_eq!(house.den(&BUILD).ok(), "code-interpreter-v1");
-    let again = house.den(&BUILD);
-    assert!(again.code == 0 && again.stderr.contains("CACHED"), "{}", again.stderr);
-    python(&house, "2.11.5");
-    python(&house, "2.9.2");
+    python(&house, "2.11.5", "test_code.py");
+    python(&house, "2.9.2", "test_code.py");
     python_by_name(&house, "2.4.1");
     javascript(&house, "2.8.0");
     javascript(&house, "2.7.0");
+    let again = house.den(&[&BUILD[..], &["--with", "java"]].concat());
+    assert!(again.code == 0 && again.stderr.contains("CACHED"), "{}", again.stderr);
+    python(&house, "2.11.5", "test_code_java.py");
     house.close();
 }

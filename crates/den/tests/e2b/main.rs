@@ -115,6 +115,14 @@ fn volumes_javascript_newest() {
 }
 
 #[test]
+fn javascript_binary_codec() {
+    let house = House::open(DEN);
+    let root = sdk("binary-js-2.51.0");
+    ran(command(&house, Path::new("node")).env("DEN_E2B_SDK", root).args(["--test", "binary.mjs"]));
+    house.close();
+}
+
+#[test]
 fn templates_python_newest() {
     python("2.63.0", &["test_template.py"]);
 }
@@ -744,8 +752,10 @@ fn no_input_is_answered_by_a_500() {
         "filesystem.Filesystem/GetWatcherEvents",
         "none.None/None",
     ];
-    let messages: [&[u8]; 7] = [
+    let messages: [&[u8]; 9] = [
         b"",
+        b"\x0a\x02\x08\x01\x12\x02\x0a\x00",
+        b"\x00\x00\x00\x00\x03\x0a\xff\xff",
         b"{",
         b"{}",
         b"{\"process\":{\"pid\":1},\"input\":{\"stdin\":\"%\"},\"signal\":7,\"path\":\"\\u0000\",\"watcherId\":\"x\"}",
@@ -754,7 +764,9 @@ fn no_input_is_answered_by_a_500() {
         b"\x00\x00\x00\x00\x03{}",
     ];
     for call in calls {
-        for kind in ["application/json", "application/connect+json", "application/proto", ""] {
+        for kind in
+            ["application/json", "application/connect+json", "application/proto", "application/connect+proto", ""]
+        {
             for message in messages {
                 let headers = [&data[..], &[("content-type", kind)]].concat();
                 check("POST", &format!("/{call}"), message, &headers);

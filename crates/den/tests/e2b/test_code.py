@@ -153,8 +153,8 @@ def test_contexts(sandbox):
         sandbox.create_code_context(cwd="/no/such/place")
     with pytest.raises(SandboxException):
         sandbox.create_code_context(language="cobol")
-    with pytest.raises(SandboxException):
-        sandbox.run_code("1", language="r")
+    with pytest.raises(SandboxException, match="--with java"):
+        sandbox.run_code("1", language="java")
 
 
 def test_one_at_a_time_and_contexts_side_by_side(sandbox):
@@ -239,6 +239,32 @@ def test_bash(sandbox):
     assert run("f; echo $A; whoami").logs.stdout == ["in /tmp\n", "1\n", "root\n"]
     assert run("ls /no/such").error is not None
     assert run("echo on").logs.stdout == ["on\n"]
+
+
+def test_r(sandbox):
+    run = lambda code, **more: sandbox.run_code(code, language="r", **more)
+    done = run('x <- 41\nprint("ü€"); message("oops")\nx + 1')
+    assert (done.text, done.logs.stdout, done.logs.stderr[0].strip(), done.error) == ("[1] 42", ['[1] "ü€"\n'], "oops", None)
+    assert run("x").text == "[1] 41" and run("getwd()").text == '[1] "/home/user"'
+    (table,) = run('data.frame(a = 1:2, b = c("x", "ü"))').results
+    assert table.is_main_result and "<table" in table.html and "2 ü" in table.text and table.latex and table.markdown
+    picture, value = run("plot(1:3); 5").results
+    assert base64.b64decode(picture.png).startswith(b"\x89PNG") and not picture.is_main_result
+    assert value.is_main_result and value.text == "[1] 5"
+    (picture,) = run("plot(1:3)").results
+    assert picture.png and picture.is_main_result
+    failed = run('f <- function() stop("boom")\nf()').error
+    assert failed.name == "ERROR" and "boom" in failed.value and "1. f()" in failed.traceback
+    assert "unexpected" in run("1 +* 2").error.value and "nobody" in run('readline("?")').error.value
+    read = 'cat(Sys.getenv("OF_CALL"), Sys.getenv("OF_SANDBOX"), Sys.getenv("E2B_SANDBOX"), sep = ";")'
+    assert run(read, envs={"OF_CALL": "it's \"ü\"\n", "OF_SANDBOX": "mine"}).logs.stdout == ["it's \"ü\"\n;mine;true"]
+    assert run(read).logs.stdout == [";there;true"]
+    with pytest.raises(TimeoutException):
+        run('q <- "kept"; while (TRUE) {}', timeout=2)
+    assert run("q").text == '[1] "kept"'
+    context = sandbox.create_code_context(language="r", cwd="/tmp")
+    assert sandbox.run_code('c(getwd(), exists("x"))', context=context).text == '[1] "/tmp"  "FALSE"'
+    sandbox.remove_code_context(context)
 
 
 def test_packages_are_found_by_code_and_commands(sandbox):

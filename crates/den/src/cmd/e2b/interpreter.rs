@@ -1,6 +1,7 @@
 //! `code-interpreter-v1`: a server of Den's over kernels of Jupyter's.
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::template::{Start, as_root};
@@ -32,6 +33,32 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update && apt-get -qq -y --no-install-recommends install $missing </dev/null
 "#;
 
+/// Puts R in, where the image has packages of it.
+const R: &str = r#"
+command -v apt-get >/dev/null || { echo "the image has no apt-get: R is left out"; exit 0; }
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update || exit 1
+apt-cache show r-cran-irkernel >/dev/null 2>&1 || { echo "no package r-cran-irkernel: R is left out"; exit 0; }
+apt-get -qq -y --no-install-recommends install r-cran-irkernel </dev/null && apt-get clean || exit 1
+PATH=/opt/code-interpreter/bin:$PATH Rscript -e 'IRkernel::installspec(prefix = "/opt/code-interpreter")'
+"#;
+
+/// Puts Java in: JJava, and the kit whose compiler it is.
+const JAVA: &str = r#"
+/opt/code-interpreter/bin/pip install --quiet --no-cache-dir jjava==1.0a8 || exit 1
+command -v javac >/dev/null && exit 0
+command -v apt-get >/dev/null || { echo "the image lacks a JDK, and has no apt-get" >&2; exit 1; }
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update && apt-get -qq -y --no-install-recommends install default-jdk-headless </dev/null && apt-get clean
+"#;
+
+/// A language that is put in where it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Further {
+    /// A JDK of Debian's and the kernel JJava: 125 MB to fetch, 300 MB of disk
+    Java,
+}
+
 /// Has kernels and shells find what was installed, and be quick at their first start.
 const SETTLE: &str = r#"
 set -e
@@ -61,7 +88,7 @@ pub fn archive() -> std::io::Result<Bytes> {
 }
 
 /// What makes it. `hash` is what the archive was uploaded under, `further` are packages of PyPI.
-pub fn steps(further: &[&str], hash: &str) -> Vec<Value> {
+pub fn steps(further: &[&str], with: &[Further], hash: &str) -> Vec<Value> {
     let pip = format!("{PLACE}/bin/pip install --quiet --no-cache-dir");
     let mut steps = vec![
         as_root(BASICS),
@@ -69,7 +96,11 @@ pub fn steps(further: &[&str], hash: &str) -> Vec<Value> {
         as_root(&format!(
             "mkdir -p {PLACE}/den && cd {PLACE}/den && npm install --no-audit --no-fund --save acorn@8 sucrase@3"
         )),
+        as_root(R),
     ];
+    if with.contains(&Further::Java) {
+        steps.push(as_root(JAVA));
+    }
     if !further.is_empty() {
         steps.push(as_root(&format!("{pip} '{}'", further.join("' '"))));
     }

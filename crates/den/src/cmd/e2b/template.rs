@@ -10,7 +10,10 @@ use den_api::Client;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{desktop, interpreter};
+use super::{
+    desktop,
+    interpreter::{self, Further},
+};
 use crate::{
     find::Global,
     report::{Outcome, Trouble},
@@ -26,7 +29,7 @@ const LINE_CHARS_MAX: usize = 160;
 /// A template that SDKs expect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Known {
-    /// `code-interpreter-v1`, for `e2b-code-interpreter`: Python, JavaScript, TypeScript and bash
+    /// `code-interpreter-v1`, for `e2b-code-interpreter`: Python, JavaScript, TypeScript, R and bash
     CodeInterpreter,
     /// `desktop`, for `e2b-desktop`: a screen with XFCE that commands use, shown by noVNC
     Desktop,
@@ -50,6 +53,9 @@ pub struct TemplateArgs {
     /// Further packages of PyPI for the code interpreter, beside numpy, pandas, matplotlib and pillow
     #[arg(long, value_name = "PACKAGES", value_delimiter = ' ')]
     pip: Vec<String>,
+    /// Further languages for the code interpreter
+    #[arg(long, value_name = "LANGUAGES", value_delimiter = ',')]
+    with: Vec<Further>,
     /// CPUs of its sandboxes
     #[arg(long, value_name = "N")]
     cpus: Option<u32>,
@@ -114,6 +120,10 @@ pub async fn run(global: &Global, client: &Client, key: &str, args: &TemplateArg
         return Err(Trouble::usage("`--pip` is for the code interpreter")
             .hint("packages of Debian go into a desktop: `--apt 'python3-requests'`"));
     }
+    if args.which == Known::Desktop && !args.with.is_empty() {
+        return Err(Trouble::usage("`--with` is for the code interpreter")
+            .hint("packages of Debian go into a desktop: `--apt default-jdk`"));
+    }
     let name = args.which.name();
     let mut wanted = json!({ "name": name });
     if let Some(cpus) = args.cpus {
@@ -128,7 +138,7 @@ pub async fn run(global: &Global, client: &Client, key: &str, args: &TemplateArg
         Known::CodeInterpreter => {
             let archive = interpreter::archive().map_err(|error| Trouble::io("the files of the template", &error))?;
             let hash = upload(client, key, &template, archive).await?;
-            (interpreter::steps(&pip, &hash), Some(interpreter::start()))
+            (interpreter::steps(&pip, &args.with, &hash), Some(interpreter::start()))
         }
         Known::Desktop => (desktop::steps(), None),
     };

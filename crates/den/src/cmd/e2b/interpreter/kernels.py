@@ -74,6 +74,28 @@ def result(bundle, is_main):
     return event
 
 
+async def with_main(events):
+    """Marks the last value among results that are all shown alike; pictures come after it and are none, unless there
+    is nothing else."""
+    value, picture = None, None
+    async for event in events:
+        if event["type"] != "result":
+            yield event
+        elif "png" in event:
+            if picture:
+                yield picture
+            picture = event
+        else:
+            if value:
+                yield value
+            value = event
+    if value and picture:
+        yield picture
+        picture = None
+    if value or picture:
+        yield {**(value or picture), "is_main_result": True}
+
+
 def exports(env):
     """Lines of bash that set variables, and lines that have them be what they were."""
     before, after = [], []
@@ -86,6 +108,57 @@ def exports(env):
             f'if [ "${{__den_{at}+x}}" ]; then export {name}="$__den_{at}"; else unset {name}; fi; unset __den_{at}'
         )
     return "\n".join(before), "\n".join(after)
+
+
+def of_python(env):
+    """The same of Python."""
+    words = json.dumps(json.dumps(env))
+    return f"__import__('den_display').enter({words})", "__import__('den_display').leave()"
+
+
+def of_r(env):
+    """The same of R, whose texts are written as JSON's."""
+    texts = {name: [json.dumps(each, ensure_ascii=False) for each in (name, value)] for name, value in env.items()}
+    names = ", ".join(name for name, _ in texts.values())
+    pairs = ", ".join(f"{name} = {value}" for name, value in texts.values())
+    before = f"options(den.kept = Sys.getenv(c({names}), NA, names = TRUE)); do.call(Sys.setenv, list({pairs}))"
+    after = """local({
+        kept <- getOption("den.kept")
+        Sys.unsetenv(names(kept))
+        there <- as.list(kept[!is.na(kept)])
+        if (length(there)) do.call(Sys.setenv, there)
+        options(den.kept = NULL)
+    })"""
+    return before, after
+
+
+def of_java(env):
+    """The same of Java, where a process cannot change its variables: they are properties."""
+    names = ", ".join(map(json.dumps, env))
+    values = ", ".join(map(json.dumps, env.values()))
+    before = f"""{{
+        String[] names = {{{names}}}, values = {{{values}}};
+        for (int at = 0; at < names.length; at++) {{
+            String kept = System.setProperty(names[at], values[at]);
+            if (kept != null) System.setProperty("den.kept." + names[at], kept);
+        }}
+    }}"""
+    after = f"""for (String name : new String[] {{{names}}}) {{
+        String kept = (String) System.getProperties().remove("den.kept." + name);
+        if (kept == null) System.clearProperty(name); else System.setProperty(name, kept);
+    }}"""
+    return before, after
+
+
+# How the variables of one execution are set, and set back, by kernel.
+VARIABLES = {"python3": of_python, "bash": exports, "ir": of_r, "java": of_java}
+
+
+# What is executed in a new kernel. R's would wait for a line that nobody is asked for.
+BEGINNING = {
+    "python3": "__import__('den_display').load()",
+    "ir": """attach(list(readline = function(prompt = "") stop("nobody can be asked here")), name = "den", warn.conflicts = FALSE)""",
+}
 
 
 class Life:
@@ -145,8 +218,8 @@ class JupyterKernel(Kernel):
             client.start_channels()
             self.manager, self.client = manager, client
             await client.wait_for_ready(timeout=START_S)
-            if self.name == "python3":
-                await self.silently("__import__('den_display').load()")
+            if self.name in BEGINNING:
+                await self.silently(BEGINNING[self.name])
         except Exception as error:
             await self.clear()
             raise self.life.died(f"it did not start: {error}") from None
@@ -176,16 +249,12 @@ class JupyterKernel(Kernel):
 
     async def execute(self, code, language, env):
         await self.ready()
-        before, after = "", ""
-        if env and self.name == "bash":
-            before, after = exports(env)
-        elif env:
-            words = json.dumps(json.dumps(env))
-            before, after = f"__import__('den_display').enter({words})", "__import__('den_display').leave()"
+        before, after = VARIABLES[self.name](env) if env else ("", "")
         if before:
             await self.silently(before)
         try:
-            async for event in self.events(code):
+            events = self.events(code)
+            async for event in with_main(events) if self.name == "ir" else events:
                 yield event
         finally:
             if after and await self.runs():

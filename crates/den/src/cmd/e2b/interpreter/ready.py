@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import sys
 
 ASKED = {
@@ -9,6 +10,13 @@ ASKED = {
     "typescript": ("const answer: number = 42; console.log(answer)", "42\n"),
     "bash": ("echo 42", "42\n"),
 }
+FURTHER = {
+    "ir": ("r", 'cat(6 * 7, "\\n", sep = "")', "42\n"),
+    "java": ("java", "System.out.println(6 * 7)", "42\n"),
+}
+for kernel, (language, code, expected) in FURTHER.items():
+    if os.path.isdir(os.path.join(sys.prefix, "share/jupyter/kernels", kernel)):
+        ASKED[language] = (code, expected)
 
 for language, (code, expected) in ASKED.items():
     connection = http.client.HTTPConnection("127.0.0.1", 49999, timeout=50)

@@ -51,7 +51,12 @@ LANGUAGES = {
     "typescript": "typescript",
     "ts": "typescript",
     "bash": "bash",
+    "r": "r",
+    "java": "java",
 }
+
+# Kernels of Jupyter's, by language; those of R and Java are there if the template was built with them.
+KERNELS = {"python": "python3", "bash": "bash", "r": "ir", "java": "java"}
 
 
 class Refused(Exception):
@@ -62,20 +67,23 @@ class Refused(Exception):
         self.status, self.text = status, text
 
 
+def is_there(language):
+    kernel = KERNELS.get(language)
+    return kernel is None or os.path.isdir(os.path.join(sys.prefix, "share/jupyter/kernels", kernel))
+
+
 def language_of(text):
     found = LANGUAGES.get(text.strip().lower())
-    if found is None:
-        known = ", ".join(sorted(set(LANGUAGES.values())))
-        raise Refused(400, f"Language {text[:64]} is not in this template; there are {known}")
+    if found is None or not is_there(found):
+        known = ", ".join(sorted(filter(is_there, set(LANGUAGES.values()))))
+        further = "; `den e2b template code-interpreter --with java` adds it" if found == "java" else ""
+        raise Refused(400, f"Language {text[:64]} is not in this template; there are {known}{further}")
     return found
 
 
 def kernel_of(language, cwd):
-    if language == "bash":
-        return JupyterKernel("bash", cwd)
-    if language == "python":
-        return JupyterKernel("python3", cwd)
-    return NodeKernel(cwd)
+    kernel = KERNELS.get(language)
+    return NodeKernel(cwd) if kernel is None else JupyterKernel(kernel, cwd)
 
 
 class Context:

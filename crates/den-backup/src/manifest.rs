@@ -36,6 +36,11 @@ pub enum Of {
         /// The computer's id.
         computer: String,
     },
+    /// A shared volume, as it was when the backup began.
+    Volume {
+        /// Its id.
+        volume: String,
+    },
     /// A layer of an image.
     Layer {
         /// Its digest.
@@ -54,6 +59,7 @@ impl std::fmt::Display for Of {
             Self::State { computer, number } => write!(f, "state {number} of {computer}"),
             Self::Steps { computer } => write!(f, "the output of the steps of {computer}"),
             Self::Home { computer } => write!(f, "the records of {computer}"),
+            Self::Volume { volume } => write!(f, "the shared volume {volume}"),
             Self::Layer { digest } => write!(f, "the layer {digest}"),
             Self::Images => f.write_str("the names of the images"),
             Self::House => f.write_str("the keys of the house"),

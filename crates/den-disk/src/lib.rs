@@ -189,16 +189,16 @@ impl Disks {
         let qgroups = (storage == Storage::Btrfs).then(|| backing::qgroups(&root)).flatten();
         let disks = Self(Arc::new(Inner { root, root_fd, storage, limit, qgroups, gone: AtomicU64::new(0) }));
         disks.sweep();
+        disks.sweep_volume_backups();
         Ok(disks)
     }
 
-    /// Whether a data folder holds, or held, disks of computers. Nothing is mounted for it.
+    /// Whether a data folder holds, or held, disks of computers or shared volumes. Nothing is mounted for it.
     pub fn were_in(data: &Path) -> bool {
-        let computers = std::fs::read_dir(data.join("computers")).into_iter().flatten().flatten();
+        let computers = data.join("computers");
         data.join(backing::IMAGE).exists()
-            || computers
-                .into_iter()
-                .any(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<ComputerId>().is_ok()))
+            || has_some::<ComputerId>(&computers)
+            || has_some::<VolumeId>(&computers.join(volumes::FOLDER))
     }
 
     /// Whether the disks of a data folder are mounted and take no writes any more. They do once they are mounted
@@ -414,6 +414,12 @@ impl Disks {
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot delete a removed disk"),
         }
     }
+}
+
+/// Whether anything in a folder has such an id for its name.
+fn has_some<T: std::str::FromStr>(folder: &Path) -> bool {
+    let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<T>().is_ok()))
 }
 
 /// Destroys the subvolume `path`; what is none is left.

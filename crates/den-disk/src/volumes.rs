@@ -15,6 +15,8 @@ use crate::{DiskError, Disks, Storage, group, make, open_dir};
 
 /// In the root of all disks.
 pub(crate) const FOLDER: &str = ".volumes";
+/// What a backup reads of a volume begins so.
+const BACKUP: &str = ".backup-";
 /// What a computer's every user may do in a new one: it is there to be shared.
 const MODE: u32 = 0o777;
 
@@ -75,6 +77,41 @@ impl Disks {
         let folder = open_dir(&self.volume(id)).ok()?;
         let subvolume = btrfs::subvolume_id(folder.as_fd()).ok()?;
         group::bytes_of(self.0.qgroups.as_ref()?, &format!("0_{subvolume}"))
+    }
+
+    /// Holds a volume to another limit, where it is held to one.
+    pub fn limit_volume(&self, id: VolumeId, limit: Bytes) -> Result<(), DiskError> {
+        self.limit(open_dir(&self.volume(id))?.as_fd(), limit)
+    }
+
+    /// Fixes a volume as it is, for a backup to read: where that is. Plain directories are read as they are while they
+    /// change.
+    pub fn begin_volume_backup(&self, id: VolumeId) -> Result<PathBuf, DiskError> {
+        let path = self.volume(id);
+        if self.0.storage == Storage::Plain {
+            return Ok(path);
+        }
+        self.end_volume_backup(id);
+        let name = format!("{BACKUP}{id}");
+        let folder = open_dir(&self.0.root.join(FOLDER))?;
+        btrfs::snapshot(open_dir(&path)?.as_fd(), folder.as_fd(), &name, true)?;
+        Ok(self.0.root.join(FOLDER).join(name))
+    }
+
+    /// Lets go of what [`Disks::begin_volume_backup`] made. None is no error.
+    pub fn end_volume_backup(&self, id: VolumeId) {
+        if self.0.storage == Storage::Btrfs {
+            crate::destroy(&self.0.root.join(FOLDER).join(format!("{BACKUP}{id}")));
+        }
+    }
+
+    /// Drops what a crash left of a backup.
+    pub(crate) fn sweep_volume_backups(&self) {
+        for entry in std::fs::read_dir(self.0.root.join(FOLDER)).into_iter().flatten().flatten() {
+            if self.0.storage == Storage::Btrfs && entry.file_name().to_string_lossy().starts_with(BACKUP) {
+                crate::destroy(&entry.path());
+            }
+        }
     }
 
     /// Whether what was put out of sight under this name was a volume.

@@ -93,6 +93,8 @@ fn life(storage: StorageChoice) {
     let names: Vec<_> = tree.list("/", 9).unwrap().into_iter().map(|entry| entry.path).collect();
     assert_eq!(names, [&b"/a"[..], b"/late", b"/x", b"/x/y", b"/x/y/z"]);
 
+    // A store that knows of none would have them swept.
+    assert!(Disks::were_in(place.1.path()));
     disks.remove_volume(id(1)).unwrap();
     disks.remove_volume(id(1)).unwrap();
     assert_eq!(disks.list_volumes().unwrap(), [id(2)]);

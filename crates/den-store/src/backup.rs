@@ -5,20 +5,23 @@ use std::{
     time::Duration,
 };
 
-use den_model::{ComputerId, Micros};
+use den_model::{ComputerId, Micros, Volume, VolumeId};
 use rusqlite::{Connection, OpenFlags, backup::Backup, params};
 
 use crate::{
     Store, StoreError,
     computers::{blob, id_of},
     error::{Inside, Op},
-    schema,
+    schema, volumes,
 };
 
 /// Pages that are copied at a time: all, so that no write in between has it begin again.
 const ALL: i32 = i32::MAX;
 /// How long a copy waits where somebody has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The first schema that has shared volumes.
+const SCHEMA_OF_VOLUMES: i64 = 7;
 
 /// The schema that this program writes and knows.
 pub fn schema_known() -> i64 {
@@ -104,6 +107,22 @@ impl StoreCopy {
                 })
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
+    /// All shared volumes, the oldest first.
+    pub fn volumes(&self) -> Result<Vec<Volume>, StoreError> {
+        match self.schema()? {
+            ..SCHEMA_OF_VOLUMES => Ok(Vec::new()),
+            _ => self.run(volumes::all),
+        }
+    }
+
+    /// Leaves a shared volume out.
+    pub fn leave_out_volume(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.run(|connection| {
+            connection.execute("DELETE FROM volumes WHERE id = ?1", params![id.uuid().as_bytes().as_slice()])?;
+            Ok(())
         })
     }
 

@@ -1,7 +1,7 @@
 //! Shared volumes. Who mounts which is in the rows of computers.
 
 use den_model::{Bytes, Volume, VolumeId};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use crate::{
@@ -46,22 +46,24 @@ impl Store {
 
     /// Returns all shared volumes, the oldest first.
     pub async fn volumes(&self) -> Result<Vec<Volume>, StoreError> {
-        self.read_many(Op::ReadVolumes, |connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT id, name, bytes_max, created_at FROM volumes ORDER BY id")?;
-            let mut rows = statement.query([])?;
-            let mut volumes = Vec::new();
-            while let Some(row) = rows.next()? {
-                let name: String = row.get(1)?;
-                volumes.push(Volume {
-                    id: VolumeId::from_uuid(Uuid::from_bytes(row.get(0)?)),
-                    name: name.parse().map_err(|error| Inside::Row(format!("the name of a shared volume: {error}")))?,
-                    limit: Bytes(row.get::<_, i64>(2)?.cast_unsigned()),
-                    created_at: row.get(3)?,
-                });
-            }
-            Ok(volumes)
-        })
-        .await
+        self.read_many(Op::ReadVolumes, all).await
     }
+}
+
+/// All shared volumes, the oldest first.
+pub(crate) fn all(connection: &Connection) -> Result<Vec<Volume>, Inside> {
+    let mut statement = connection.prepare_cached("SELECT id, name, bytes_max, created_at FROM volumes ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    let mut volumes = Vec::new();
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(1)?;
+        let name = name.parse().map_err(|error| Inside::Row(format!("the name of a shared volume: {error}")))?;
+        volumes.push(Volume {
+            id: VolumeId::from_uuid(Uuid::from_bytes(row.get(0)?)),
+            name,
+            limit: Bytes(row.get::<_, i64>(2)?.cast_unsigned()),
+            created_at: row.get(3)?,
+        });
+    }
+    Ok(volumes)
 }

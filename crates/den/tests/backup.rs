@@ -270,6 +270,47 @@ fn a_house_comes_back_byte_for_byte_with_states_log_trash_services_and_policies(
     assert_eq!(house.den(&["backup", "verify", to, "--json"]).code, 0);
 }
 
+#[test]
+fn shared_volumes_come_back_with_what_is_in_them() {
+    let (mut house, store) = house(&[]);
+    let to = store.path().join("to");
+    let to = text(&to);
+    house.den(&["volume", "new", "shared", "--size", "64MiB"]).ok();
+    house.den(&["volume", "new", "empty"]).ok();
+    house.den(&["new", "web", "--volume", "shared:/mnt/shared"]).ok();
+    let fill = "mkdir -p a/b; dd if=/dev/urandom of=a/large bs=1M count=5; echo x > a/b/x; ln a/b/x linked; \
+                ln -s /nowhere link; mkfifo pipe; chown 12:34 linked; chmod 4711 a/b; chmod 1770 .; \
+                touch -d @1234567890.123456789 a";
+    house.sh("web", &format!("cd /mnt/shared; {fill}")).ok();
+    let volume = |house: &House, name: &str| house.json(&["volume", "info", name]);
+    let folder = |house: &House, name: &str| {
+        house.data().join("computers/.volumes").join(volume(house, name)["id"].as_str().expect("an id"))
+    };
+    let first = back_up(&house, to, &[]);
+    assert!(first["new_bytes"].as_u64() > Some(5 << 20), "{first}");
+    house.sh("web", "echo more > /mnt/shared/more").ok();
+    let second = back_up(&house, to, &[]);
+    assert!(second["new_bytes"].as_u64() < Some(2 << 20), "{second}");
+    assert!(second["read_bytes"].as_u64() < Some(4 << 20), "{second}");
+    house.den(&["stop", "web"]).ok();
+    let then = (picture(&folder(&house, "shared")), volume(&house, "shared"), volume(&house, "empty"));
+    lose(&mut house, &store);
+    let told: Value = serde_json::from_str(&restore(&house, &store, to, &["--json"]).ok()).expect("JSON");
+    assert_eq!(told["lost"], json!([]), "{told}");
+    house.start();
+    let now = (picture(&folder(&house, "shared")), volume(&house, "shared"), volume(&house, "empty"));
+    assert_eq!(now.0, then.0);
+    for (now, then) in [(&now.1, &then.1), (&now.2, &then.2)] {
+        for field in ["id", "name", "size", "computers", "created_at"] {
+            assert_eq!(now[field], then[field], "{field}");
+        }
+    }
+    house.den(&["start", "web"]).ok();
+    assert_eq!(house.sh("web", "cat /mnt/shared/more /mnt/shared/linked").ok(), "more\nx");
+    // It is held to its limit here too.
+    assert_ne!(house.sh("web", "dd if=/dev/zero of=/mnt/shared/huge bs=1M count=80").code, 0);
+}
+
 /// Where a backup can be cut off, and a restore.
 const BACKUP: [&str; 10] = [
     "backup.lease",
@@ -283,8 +324,8 @@ const BACKUP: [&str; 10] = [
     "backup.manifest",
     "backup.removed",
 ];
-const RESTORE: [&str; 5] =
-    ["unbackup.begun", "unbackup.images", "unbackup.computer", "unbackup.laid", "unbackup.database"];
+const RESTORE: [&str; 6] =
+    ["unbackup.begun", "unbackup.images", "unbackup.computer", "unbackup.volume", "unbackup.laid", "unbackup.database"];
 
 #[test]
 fn cut_off_anywhere_former_backups_are_whole_and_the_next_goes_on() {
@@ -293,6 +334,7 @@ fn cut_off_anywhere_former_backups_are_whole_and_the_next_goes_on() {
     let to = text(&to);
     house.new_computer("web");
     house.sh("web", "dd if=/dev/urandom of=/large bs=1M count=20").ok();
+    house.den(&["volume", "new", "shared"]).ok();
     back_up(&house, to, &[]);
     for point in BACKUP {
         eprintln!("--- {point}");
@@ -311,6 +353,8 @@ fn cut_off_anywhere_former_backups_are_whole_and_the_next_goes_on() {
         assert_eq!(house.json(&["backup", "ls", to]).as_array().expect("a list").len(), 1, "{point}");
         let snapshots = house.data().join("computers").join(id(&house, "web")).join("snapshots");
         assert!(!snapshots.join(".backup").exists(), "{point}");
+        let volumes = fs::read_dir(house.data().join("computers/.volumes")).expect("volumes");
+        assert_eq!(volumes.count(), 1, "{point}");
     }
     let web = id(&house, "web");
     house.den(&["stop", "web"]).ok();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use den_testkit::{House, Options, eventually};
+use den_testkit::{House, Options, at_each_point, eventually};
 use serde_json::json;
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -262,4 +262,76 @@ fn memory_comes_back_with_its_volumes() {
     eventually(LONG, "it is locked", || house.sh("web", "test -e /run/locked").code == 0);
     house.den(&["pause", "web", "--to-disk"]).refused(1, "shared volume");
     assert_eq!(house.json(&["info", "web"])["state"], "running");
+}
+
+#[test]
+fn a_volume_is_made_shown_and_removed_once_nobody_mounts_it() {
+    let house = with(Options { trash_for: Some("24h".to_owned()), ..Options::default() });
+    house.den(&["volume", "new", "Small_1", "--size", "64MiB"]).ok();
+    let names = |house: &House| {
+        let list = house.json(&["volume", "ls"]);
+        let names =
+            list.as_array().expect("a list").iter().map(|volume| volume["name"].as_str().expect("a name").to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(names(&house), ["data", "Small_1"]);
+    let small = house.json(&["volume", "info", "Small_1"]);
+    assert_eq!((&small["size"], &small["computers"]), (&json!(64 << 20), &json!([])));
+    let id = small["id"].as_str().expect("an id");
+    assert_eq!(house.json(&["volume", "info", id])["name"], "Small_1");
+    assert_eq!(house.json(&["volume", "info", "data"])["size"], json!(10_u64 << 30));
+    for (words, code) in [
+        (&["volume", "new", "data"][..], "there is a shared volume `data` already"),
+        (&["volume", "new", "a b"], "has ` ` in it"),
+        (&["volume", "new", id], "looks like an id"),
+        (&["volume", "new", "tiny", "--size", "1MiB"], "below the least"),
+        (&["volume", "new", "odd", "--size", "much"], "`size`"),
+        (&["volume", "info", "none"], "there is no shared volume `none`"),
+        (&["volume", "rm", "none"], "there is no shared volume `none`"),
+    ] {
+        house.den(words).refused(1, code);
+    }
+    mounting(&house, "web");
+    assert_eq!(house.json(&["volume", "info", "data"])["computers"], json!(["web"]));
+    house.den(&["volume", "rm", "data"]).refused(1, "mounted by `web`");
+    house.den(&["fork", "web", "copy"]).ok();
+    house.den(&["rm", "web", "--now"]).ok();
+    house.den(&["volume", "rm", "data"]).refused(1, "mounted by `copy`");
+    // It may come back from there, and wants it then.
+    house.den(&["rm", "copy"]).ok();
+    house.den(&["volume", "rm", "data"]).refused(1, "mounted by `copy`");
+    house.den(&["undo", "copy"]).ok();
+    house.sh("copy", "echo back > /mnt/data/file").ok();
+    house.den(&["rm", "copy", "--now"]).ok();
+    house.den(&["volume", "rm", "data", id]).ok();
+    assert_eq!(names(&house), [""; 0]);
+    let kinds = |kind: &str| house.den(&["events", "--kind", kind]).ok().lines().count();
+    assert_eq!((kinds("volume_made"), kinds("volume_removed")), (2, 2));
+}
+
+#[test]
+fn a_daemon_killed_at_each_point_leaves_a_volume_or_none() {
+    let folders = |house: &House| {
+        let entries = fs::read_dir(house.data().join("computers/.volumes")).expect("volumes");
+        entries.count()
+    };
+    at_each_point(
+        DEN,
+        &["volume.folder", "volume.row", "volume.gone"],
+        |_| {},
+        |house| _ = house.den(&["volume", "new", "old"]),
+        |house| {
+            house.den(&["volume", "new", "fresh"]);
+            house.den(&["volume", "rm", "old"]);
+        },
+        |house, when, _| {
+            let there = |name: &str| house.den(&["volume", "info", name]).code == 0;
+            assert_eq!(there("fresh"), !when.starts_with("volume.folder"), "{when}");
+            assert_eq!(there("old"), !when.starts_with("volume.gone"), "{when}");
+            // No folder without a row, and no row without a folder.
+            let listed = house.json(&["volume", "ls"]).as_array().map_or(0, Vec::len);
+            assert_eq!(folders(house), listed, "{when}");
+            house.den(&["volume", "rm", "fresh"]);
+        },
+    );
 }

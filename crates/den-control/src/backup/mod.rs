@@ -1,8 +1,9 @@
 //! Backups of the whole house, by hand and by the clock, while computers run; and a house made from one.
 //!
 //! ```text
-//! every disk: snapshot ─► copy of the database ─► states, disks, output, records ─► images, keys ─► manifest
-//!   (all at once)           └ what it names and is gone by now is taken out of the copy          (last)
+//! every disk and shared volume: snapshot ─► copy of the database ─► states, disks, output, records, volumes
+//!   (all at once)                             └ what it names and is gone by now is taken out of the copy
+//!                                         ─► images, keys ─► manifest (last)
 //! ```
 //!
 //! Invariants:

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! marker ─► database, aside ─► images ─► each computer, its parent first: states, disk, output, records
-//!        ─► keys ─► database in its place ─► marker goes
+//!        ─► shared volumes ─► keys ─► database in its place ─► marker goes
 //! ```
 //!
 //! Invariants:
@@ -23,7 +23,7 @@ use std::{
 use den_backup::{BackupError, Credentials, Layer, Listing, Manifest, Of, Place, Progress, Repository, Tree};
 use den_disk::{DiskConfig, DiskError, Disks, StorageChoice};
 use den_image::ImageStore;
-use den_model::{Bytes, ComputerId, ComputerSpec, Parent};
+use den_model::{Bytes, ComputerId, ComputerSpec, Parent, Volume};
 use den_store::{CopyRow, StoreCopy};
 use den_sys::{SysError, failpoint};
 use serde::Serialize;
@@ -187,6 +187,9 @@ fn begin(request: &RestoreBackup) -> Result<fs::File, Error> {
         for id in disks.list()? {
             disks.remove(id)?;
         }
+        for id in disks.list_volumes()? {
+            disks.remove_volume(id)?;
+        }
         disks.close()?;
         for entry in fs::read_dir(data).map_err(wrong(data))?.flatten() {
             let (name, path) = (entry.file_name(), entry.path());
@@ -241,6 +244,10 @@ impl Restore<'_> {
                 }
             }
             failpoint::hit("unbackup.computer");
+        }
+        for volume in copy.volumes()? {
+            self.volume(&volume)?;
+            failpoint::hit("unbackup.volume");
         }
         self.house()?;
         copy.all_stopped(REASON, now())?;
@@ -402,6 +409,17 @@ impl Restore<'_> {
         self.tree(&Of::Home { computer }, &aside)?;
         move_all(&aside, &home)?;
         Ok(Some(own))
+    }
+
+    /// Lays out a shared volume. One that is lost is empty: computers that mount it start all the same.
+    fn volume(&mut self, volume: &Volume) -> Result<(), Error> {
+        // Held to its limit once it is laid out.
+        self.disks.make_volume(volume.id, Bytes(u64::MAX))?;
+        let what = Of::Volume { volume: volume.id.to_string() };
+        if !self.tree(&what, &self.disks.volume(volume.id))? {
+            self.lost.push(format!("all of the shared volume {} ({})", volume.name, volume.id));
+        }
+        Ok(self.disks.limit_volume(volume.id, volume.limit)?)
     }
 
     /// What lies in the data folder itself: keys, and what goes on.

@@ -8,7 +8,7 @@ use std::{
 
 use den_backup::{About, BackupError, Base, Computer, Manifest, Of, Place, Source, Writer};
 use den_disk::Disks;
-use den_model::{ComputerId, ComputerSpec};
+use den_model::{ComputerId, ComputerSpec, VolumeId};
 use den_store::{CopyRow, StoreCopy};
 use den_sys::failpoint;
 
@@ -36,6 +36,8 @@ struct Begun<'a> {
     /// Where each disk is fixed, and what tells whether it has changed since; none where it has not since the last
     /// backup.
     fixed: HashMap<ComputerId, Option<(PathBuf, Option<String>)>>,
+    /// Where each shared volume is fixed.
+    volumes: HashMap<VolumeId, PathBuf>,
     database: PathBuf,
 }
 
@@ -43,6 +45,9 @@ impl Drop for Begun<'_> {
     fn drop(&mut self) {
         for &id in self.fixed.keys() {
             let _ = self.disks.end_backup(id); // The next start drops it too.
+        }
+        for &id in self.volumes.keys() {
+            self.disks.end_volume_backup(id);
         }
         remove_database(&self.database);
     }
@@ -66,13 +71,17 @@ pub(super) fn run(inner: &Arc<Inner>, order: &Order, told: &Told) -> Result<Mani
         secrets: !order.without_secrets,
     };
     let mut writer = Writer::begin(place, &inner.data, about, told, &inner.backups.stop).map_err(of)?;
-    let mut begun = Begun { disks: &disks, fixed: HashMap::new(), database: inner.data.join(DATABASE) };
+    let database = inner.data.join(DATABASE);
+    let mut begun = Begun { disks: &disks, fixed: HashMap::new(), volumes: HashMap::new(), database };
     remove_database(&begun.database);
     // First all disks, at once, then the database: it is never older than they are.
     for id in disks.list()? {
         if disks.exists(id) {
             fix(&mut begun, &writer, id)?;
         }
+    }
+    for id in disks.list_volumes()? {
+        fix_volume(&mut begun, id)?;
     }
     failpoint::hit("backup.fixed");
     let copy = inner.store.copy_to(&begun.database)?;
@@ -93,6 +102,16 @@ pub(super) fn run(inner: &Arc<Inner>, order: &Order, told: &Told) -> Result<Mani
             },
         }
         let _ = disks.end_backup(row.id);
+    }
+    for volume in copy.volumes()? {
+        if !begun.volumes.contains_key(&volume.id) {
+            // Made since.
+            fix_volume(&mut begun, volume.id)?;
+        }
+        if !shared_volume(&mut writer, &begun, volume.id)? {
+            copy.leave_out_volume(volume.id)?;
+        }
+        disks.end_volume_backup(volume.id);
     }
     images(&mut writer, inner.images.root())?;
     let skip = |name: &[u8]| {
@@ -127,6 +146,29 @@ fn fix(begun: &mut Begun<'_>, writer: &Writer<'_>, id: ComputerId) -> Result<(),
     };
     begun.fixed.insert(id, fixed);
     Ok(())
+}
+
+/// Fixes a shared volume as it is; one that was removed since is none.
+fn fix_volume(begun: &mut Begun<'_>, id: VolumeId) -> Result<(), Error> {
+    match begun.disks.begin_volume_backup(id) {
+        Ok(path) => drop(begun.volumes.insert(id, path)),
+        Err(_) if !begun.disks.volume(id).exists() => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Puts a shared volume in. False where it was removed meanwhile.
+fn shared_volume(writer: &mut Writer<'_>, begun: &Begun<'_>, id: VolumeId) -> Result<bool, Error> {
+    let Some(path) = begun.volumes.get(&id) else { return Ok(false) };
+    let tree = Of::Volume { volume: id.to_string() };
+    let read = read_tree(writer, begun.disks, &tree, None, path, None);
+    if path.exists() {
+        return read.map(|_| true);
+    }
+    // A plain directory: what was read may be anything.
+    writer.forget(|of| *of == tree);
+    Ok(false)
 }
 
 /// A computer that is not whole, or gone, is in neither the trees nor the database of the backup.

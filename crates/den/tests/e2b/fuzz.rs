@@ -67,6 +67,8 @@ fn python_schemathesis_finds_nothing_in_the_control_plane() {
     let (lasting, ends, killed) = (create(&house, 3600), create(&house, 3600), create(&house, 3600));
     let (status, made) = ask(&house, "POST", "/v3/templates", &json!({ "name": "fuzzed" }));
     assert_eq!(status, 202, "{made}");
+    let (status, volume) = ask(&house, "POST", "/volumes", &json!({ "name": "fuzzed" }));
+    assert_eq!(status, 201, "{volume}");
     let mut contract = contract();
     let parameters = &mut contract["components"]["parameters"];
     for (name, values) in [
@@ -74,12 +76,15 @@ fn python_schemathesis_finds_nothing_in_the_control_plane() {
         ("template", json!([made["templateID"], "fuzzed", "base", "no:such", "no-such"])),
         ("build", json!([made["buildID"], "none"])),
         ("hash", json!(["0".repeat(64), "none"])),
+        ("volume", json!([volume["volumeID"], "none"])),
+        ("volumePath", json!(["/", "/a", "a/b/c", "/a/../b", "none/at all", ""])),
     ] {
         parameters[name]["schema"] = json!({ "enum": values });
     }
     for (path, method, ids) in [
         ("/sandboxes/{id}", "delete", json!([killed, "inone"])),
         ("/sandboxes/{id}/timeout", "post", json!([ends, "inone"])),
+        ("/volumes/{id}", "delete", json!(["none"])),
         // Forks of what runs are computers by the hundred.
         ("/sandboxes/{id}/fork", "post", json!(["inone"])),
     ] {
@@ -89,7 +94,9 @@ fn python_schemathesis_finds_nothing_in_the_control_plane() {
     let new = &mut contract["components"]["schemas"]["NewSandbox"];
     new["properties"]["templateID"] = json!({ "enum": ["base", null, "no-such"] });
     new["properties"]["timeout"]["maximum"] = json!(60);
-    fuzz(&house, &contract, &["--header", &format!("X-API-Key: {}", key(&house)), "--exclude-path-regex", DATA]);
+    let key = format!("X-API-Key: {}", key(&house));
+    let token = format!("Authorization: Bearer {}", volume["token"].as_str().expect("a token"));
+    fuzz(&house, &contract, &["--header", &key, "--header", &token, "--exclude-path-regex", DATA]);
     let (status, body) = ask(&house, "GET", &format!("/sandboxes/{lasting}"), &Value::Null);
     assert_eq!(status, 200, "{body}");
     house.close();

@@ -180,8 +180,6 @@ def test_addresses_have_the_port_and_the_id(sandbox):
 def test_what_is_not_there_says_so(sandbox):
     with pytest.raises(SecretException, match="403"):
         Secret.create("mine", value="x")
-    with pytest.raises(SandboxException, match="400"):
-        Sandbox.create(volume_mounts={"/mnt/v": "mine"})
     with pytest.raises(SandboxException):
         Sandbox.create(mcp={"exa": {"apiKey": "x"}})
     with pytest.raises(FileNotFoundException):

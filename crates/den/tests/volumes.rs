@@ -93,6 +93,9 @@ fn what_is_no_place_for_a_volume_is_refused_before_anything_is_made() {
     for path in ["mnt", "/", "/mnt/../etc", "/proc/1", "/run/x", "/var/lib/docker"] {
         refused("data", path, 400, "bad_request");
     }
+    // What its image has there is seen when it is mounted.
+    refused("data", "/etc/passwd", 409, "mount_refused");
+    refused("data", "/bin/data", 409, "mount_refused");
     house.den(&["new", "web", "--volume", "data"]).refused(2, "VOLUME:PATH");
     assert_eq!(house.disks(), Vec::<String>::new());
     // By its id too.
@@ -181,6 +184,11 @@ fn a_volume_is_no_way_to_more_than_its_files() {
     house.sh("a", "cp /usr/bin/id /mnt/data/id; chmod 4755 /mnt/data/id").ok();
     assert_eq!(house.den(&["exec", "b", "--user", "nobody", "--", "/mnt/data/id", "-u"]).ok(), "65534");
     assert_ne!(house.sh("a", "mknod /mnt/data/disk b 8 0").code, 0);
+    // BTRFS_IOC_SUBVOL_CREATE: a nested subvolume would escape the volume's limit.
+    let nest = "import ctypes,os,errno\nl = ctypes.CDLL(None, use_errno=True)\nfd = os.open('/mnt/data', os.O_RDONLY)\n\
+        b = ctypes.create_string_buffer(bytes(8) + b'nested', 4096)\nr = l.ioctl(fd, ctypes.c_ulong(0x5000940e), b)\n\
+        print(errno.errorcode[ctypes.get_errno()] if r else 'made')";
+    assert_eq!(house.den(&["exec", "a", "--", "python3", "-c", nest]).ok(), "ENOTTY");
     // Its root is the end of it.
     let above = "cd /mnt/data && ls -a .. | tr '\\n' ' '; cd /mnt/data/../.. && pwd";
     assert_eq!(house.sh("a", above).ok(), ". .. data /");

@@ -137,7 +137,12 @@ impl Asked {
             return Err(ApiError::new(401, "it is not the token of this volume"));
         }
         let query = pairs(uri.query().unwrap_or(""));
-        let path = first(&query, "path").ok_or_else(|| ApiError::bad("path: missing"))?.to_owned();
+        let mut paths = query.iter().filter(|(name, _)| name == "path").map(|(_, path)| path.clone());
+        let path = match (paths.next(), paths.next()) {
+            (Some(path), None) => path,
+            (None, _) => return Err(ApiError::bad("path: missing")),
+            (Some(_), Some(_)) => return Err(ApiError::bad("path: more than one")),
+        };
         Ok(Self { volume: volume?.id, path, query })
     }
 

@@ -14,8 +14,9 @@ use crate::{Api, images, leftovers, sweep};
 const START_MAX: Duration = Duration::from_secs(60);
 /// A daemon that was told to go and is still there is broken.
 const STOP_MAX: Duration = Duration::from_secs(60);
-/// What the kernel takes away in its own time (dead cgroups, namespaces) must be gone by then.
-const SETTLE_MAX: Duration = Duration::from_secs(15);
+/// What the kernel takes away in its own time (dead cgroups, namespaces) must be gone by then. A mount namespace that
+/// another test makes has copies of all mounts for as long as it is there.
+const SETTLE_MAX: Duration = Duration::from_secs(90);
 
 /// How a house differs from the usual one.
 #[derive(Debug, Clone, Default)]

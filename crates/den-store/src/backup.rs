@@ -9,7 +9,7 @@ use den_model::{ComputerId, Micros, Volume, VolumeId};
 use rusqlite::{Connection, OpenFlags, backup::Backup, params};
 
 use crate::{
-    Store, StoreError,
+    Store, StoreError, VFS,
     computers::{blob, id_of},
     error::{Inside, Op},
     schema, volumes,
@@ -33,7 +33,7 @@ impl Store {
     pub fn copy_to(&self, path: &Path) -> Result<StoreCopy, StoreError> {
         let copy = || -> Result<(), Inside> {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let source = Connection::open_with_flags(&self.0.path, flags)?;
+            let source = Connection::open_with_flags_and_vfs(&self.0.path, flags, VFS)?;
             source.busy_timeout(BUSY_TIMEOUT)?;
             let mut target = Connection::open(path)?;
             {

@@ -83,6 +83,10 @@ use crate::{error::Op, lock::Lock, readers::Readers, sync::Syncer, writer::Write
 
 /// The name of the database in the directory given to [`Store::open`].
 pub const FILE: &str = "den.db";
+/// How SQLite has the file. This process alone opens it, and the index of the log is memory of this process: mapped
+/// from a file, as usually, it ends the process (SIGBUS) once a file system that copies on write is full.
+/// Source: sqlite.org/vfs.html, "unix-excl".
+pub(crate) const VFS: &str = "unix-excl";
 /// Most operations waiting for the writer. More wait in their callers.
 pub const QUEUE_MAX: usize = 4096;
 /// Most rows that one list call returns, whatever was asked for.

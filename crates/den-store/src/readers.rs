@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::error::Inside;
+use crate::{VFS, error::Inside};
 
 /// Most list reads at a time; more wait their turn. Also the idle connections kept.
 const READERS_MAX: usize = 4;
@@ -50,7 +50,7 @@ impl Readers {
     fn connect(&self) -> rusqlite::Result<Connection> {
         // Not SQLITE_OPEN_READ_ONLY: a reader of a WAL writes its mark into the shared index.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)?;
+        let connection = Connection::open_with_flags_and_vfs(&self.path, flags, VFS)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "query_only", true)?;
         Ok(connection)

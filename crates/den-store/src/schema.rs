@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, config::DbConfig};
 
 use crate::{
-    StoreError,
+    StoreError, VFS,
     error::{Inside, Op},
 };
 
@@ -197,7 +197,7 @@ pub(crate) fn open(path: &Path, again: bool, copied: Option<&str>) -> Result<(Co
 
 fn try_open(path: &Path, again: bool, copied: Option<&str>) -> Result<(Connection, String), Inside> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut connection = Connection::open_with_flags(path, flags)?;
+    let mut connection = Connection::open_with_flags_and_vfs(path, flags, VFS)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     // Else closing a refused file would copy its WAL into it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

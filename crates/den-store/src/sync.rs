@@ -14,10 +14,10 @@ use std::{
     time::Instant,
 };
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use crate::{
-    Meters, StoreError,
+    Meters, StoreError, VFS,
     error::{Inside, Op},
     writer::Job,
 };
@@ -112,7 +112,7 @@ pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
+    let connection = Connection::open_with_flags_and_vfs(path, OpenFlags::default(), VFS)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     Ok(connection)
 }

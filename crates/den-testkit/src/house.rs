@@ -324,6 +324,10 @@ impl House {
     fn end(&mut self) {
         let mut wrong = Vec::new();
         if !self.serve_alive() {
+            let ended = self.serve.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if let Some(status) = ended.filter(|_| std::thread::panicking()) {
+                eprintln!("den serve had ended: {status}");
+            }
             self.serve = None;
             self.options.env.clear();
             if let Err(why) = self.try_start() {
@@ -420,6 +424,27 @@ pub fn at_each_point_with(
         }
         house.close();
     }
+}
+
+/// A copy of a house's store in a folder of its own: a daemon that runs has the store to itself.
+pub fn store_copy(data: &Path) -> tempfile::TempDir {
+    let place = tempfile::tempdir().expect("a folder");
+    let files = ["den.db", "den.db-wal"];
+    let facts =
+        || files.map(|name| std::fs::metadata(data.join(name)).ok().map(|facts| (facts.len(), facts.modified().ok())));
+    for _ in 0..100 {
+        let before = facts();
+        for name in files {
+            let _ = std::fs::remove_file(place.path().join(name));
+            let _ = std::fs::copy(data.join(name), place.path().join(name));
+        }
+        // Else it was written to meanwhile.
+        if before == facts() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    place
 }
 
 /// Waits until `done` is true; panics with `what` after `limit`.

@@ -25,7 +25,7 @@ pub mod old;
 pub mod powercut;
 pub mod soak;
 
-pub use house::{House, Options, Ran, at_each_point, at_each_point_with, eventually};
+pub use house::{House, Options, Ran, at_each_point, at_each_point_with, eventually, store_copy};
 pub use http::{Api, Reply};
 pub use internet::{Internet, Site};
 pub use leftovers::{leftovers, sweep};

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use den_testkit::{FileSystem, House, Options, RecordingDisk, eventually};
+use den_testkit::{FileSystem, House, Options, RecordingDisk, eventually, store_copy};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -37,7 +37,8 @@ fn code(body: &Value) -> &str {
 }
 
 fn integrity(house: &House) -> String {
-    rusqlite::Connection::open(house.data().join("den.db"))
+    let copy = store_copy(&house.data());
+    rusqlite::Connection::open(copy.path().join("den.db"))
         .and_then(|store| store.query_row("PRAGMA integrity_check", [], |row| row.get(0)))
         .expect("the store")
 }

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use den_testkit::{Api, Cut, Dice, FileSystem, House, Options, RecordingDisk, eventually};
+use den_testkit::{Api, Cut, Dice, FileSystem, House, Options, RecordingDisk, eventually, store_copy};
 use serde_json::{Value, json};
 
 const DEN: &str = env!("CARGO_BIN_EXE_den");
@@ -244,7 +244,8 @@ fn check(answered: &Answered, cut: Cut, args: &[&str], steps: Steps) {
     }
     let ids: BTreeSet<String> = listed.iter().map(|computer| text(&computer["id"])).collect();
     eventually(LONG, "disks are those of the list", || house.disks().into_iter().collect::<BTreeSet<_>>() == ids);
-    let integrity: String = rusqlite::Connection::open(house.data().join("den.db"))
+    let copy = store_copy(&house.data());
+    let integrity: String = rusqlite::Connection::open(copy.path().join("den.db"))
         .and_then(|store| store.query_row("PRAGMA integrity_check", [], |row| row.get(0)))
         .expect("the store");
     assert_eq!(integrity, "ok");

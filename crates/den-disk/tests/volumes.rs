@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Read as _,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -29,6 +29,14 @@ impl Place {
 
     fn disks(&self) -> &Disks {
         self.0.as_ref().unwrap()
+    }
+
+    /// A folder with a file, beside all volumes.
+    fn secret(&self) -> PathBuf {
+        let secret = self.1.path().join("secret");
+        fs::create_dir(&secret).unwrap();
+        fs::write(secret.join("file"), "untouched").unwrap();
+        secret
     }
 }
 
@@ -153,9 +161,7 @@ fn no_link_leads_out_of_a_volume() {
     let disks = place.disks();
     disks.make_volume(id(1), Bytes::mib(64)).unwrap();
     let inside = disks.volume(id(1));
-    let secret = place.1.path().join("secret");
-    fs::create_dir(&secret).unwrap();
-    fs::write(secret.join("file"), "untouched").unwrap();
+    let secret = place.secret();
     fs::create_dir_all(inside.join("deep/er")).unwrap();
     fs::write(inside.join("deep/file"), "inside").unwrap();
     let absolute = secret.to_str().unwrap();
@@ -221,9 +227,7 @@ fn a_folder_that_becomes_a_link_meanwhile_leads_nowhere_else() {
     let disks = place.disks();
     disks.make_volume(id(1), Bytes::mib(64)).unwrap();
     let inside = disks.volume(id(1));
-    let secret = place.1.path().join("secret");
-    fs::create_dir(&secret).unwrap();
-    fs::write(secret.join("file"), "untouched").unwrap();
+    let secret = place.secret();
     fs::create_dir(inside.join("folder")).unwrap();
     fs::write(inside.join("folder/file"), "inside").unwrap();
     symlink(&secret, inside.join("link")).unwrap();

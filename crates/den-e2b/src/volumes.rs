@@ -12,8 +12,8 @@ use std::time::Duration;
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Extension, Path, Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    extract::{Extension, FromRequestParts, Path, Request, State},
+    http::{HeaderValue, Method, StatusCode, Uri, header, request::Parts},
     response::Response,
     routing::get,
 };
@@ -122,21 +122,26 @@ struct Asked {
     query: Vec<(String, String)>,
 }
 
-impl Asked {
+impl FromRequestParts<E2b> for Asked {
+    type Rejection = ApiError;
+
     /// Errors: 401 without the volume's token; 404 where there is no such volume; 400 without a path.
-    fn read(e2b: &E2b, id: &str, uri: &Uri, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    async fn from_request_parts(parts: &mut Parts, e2b: &E2b) -> Result<Self, ApiError> {
+        let Path(id) = Path::<String>::from_request_parts(parts, e2b)
+            .await
+            .map_err(|error| ApiError::bad(format!("the volume's id: {error}")))?;
+        let given = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let given = given.and_then(|text| text.split_once(' ')).filter(|(how, _)| how.eq_ignore_ascii_case("bearer"));
         let Some((_, token)) = given else {
             return Err(ApiError::new(401, "a volume's token is missing: send the header Authorization: Bearer"));
         };
         // Of what may be no volume too, so that nobody learns by asking which there are.
-        let volume = e2b.control().volume(id);
-        let own = volume.as_ref().map_or(id, |volume| &volume.id);
+        let volume = e2b.control().volume(&id);
+        let own = volume.as_ref().map_or(&id, |volume| &volume.id);
         if !secret::same(&e2b.volume_token(own), token.trim()) {
             return Err(ApiError::new(401, "it is not the token of this volume"));
         }
-        let query = pairs(uri.query().unwrap_or(""));
+        let query = pairs(parts.uri.query().unwrap_or(""));
         let mut paths = query.iter().filter(|(name, _)| name == "path").map(|(_, path)| path.clone());
         let path = match (paths.next(), paths.next()) {
             (Some(path), None) => path,
@@ -145,7 +150,9 @@ impl Asked {
         };
         Ok(Self { volume: volume?.id, path, query })
     }
+}
 
+impl Asked {
     fn number(&self, name: &str) -> Result<Option<u32>, ApiError> {
         let text = first(&self.query, name);
         text.map(str::parse).transpose().map_err(|_| ApiError::bad(format!("{name}: it is no number")))
@@ -193,13 +200,8 @@ fn entry(entry: &TreeEntry) -> Value {
     view
 }
 
-async fn stat(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<Value>, ApiError> {
-    let Asked { volume, path, .. } = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn stat(State(e2b): State<E2b>, asked: Asked) -> Result<Json<Value>, ApiError> {
+    let Asked { volume, path, .. } = asked;
     Ok(Json(entry(&e2b.control().volume_stat(&volume, &path).await.map_err(refused)?)))
 }
 
@@ -210,37 +212,20 @@ struct Change {
     mode: Option<u32>,
 }
 
-async fn change(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-    bytes: Bytes,
-) -> Result<Json<Value>, ApiError> {
-    let Asked { volume, path, .. } = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn change(State(e2b): State<E2b>, asked: Asked, bytes: Bytes) -> Result<Json<Value>, ApiError> {
+    let Asked { volume, path, .. } = asked;
     let Change { uid, gid, mode } = body(&bytes)?;
     let changed = e2b.control().volume_change(&volume, &path, TreeOwner { uid, gid, mode }).await;
     Ok(Json(entry(&changed.map_err(refused)?)))
 }
 
-async fn remove(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<StatusCode, ApiError> {
-    let Asked { volume, path, .. } = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn remove(State(e2b): State<E2b>, asked: Asked) -> Result<StatusCode, ApiError> {
+    let Asked { volume, path, .. } = asked;
     e2b.control().volume_remove(&volume, &path).await.map_err(refused)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn entries(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Json<Vec<Value>>, ApiError> {
-    let asked = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn entries(State(e2b): State<E2b>, asked: Asked) -> Result<Json<Vec<Value>>, ApiError> {
     let depth = match asked.number("depth")? {
         Some(0) => return Err(ApiError::bad("depth: at least 1")),
         depth => depth.unwrap_or(1),
@@ -249,25 +234,14 @@ async fn entries(
     Ok(Json(found.iter().map(entry).collect()))
 }
 
-async fn make_dir(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let asked = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn make_dir(State(e2b): State<E2b>, asked: Asked) -> Result<(StatusCode, Json<Value>), ApiError> {
     let (owner, parents) = (asked.owner()?, asked.flag("force")?.unwrap_or(false));
     let made = e2b.control().volume_make_folder(&asked.volume, &asked.path, owner, parents).await;
     Ok((StatusCode::CREATED, Json(entry(&made.map_err(refused)?))))
 }
 
-async fn read(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let Asked { volume, path, .. } = Asked::read(&e2b, &id, &uri, &headers)?;
+async fn read(State(e2b): State<E2b>, asked: Asked) -> Result<Response, ApiError> {
+    let Asked { volume, path, .. } = asked;
     let (found, reader) = e2b.control().volume_read(&volume, &path).await.map_err(refused)?;
     let mut response = Response::new(Body::from_stream(chunks(reader)));
     let headers = response.headers_mut();
@@ -285,12 +259,7 @@ fn chunks(reader: VolumeReader) -> impl futures_util::Stream<Item = Result<Bytes
     })
 }
 
-async fn write(
-    State(e2b): State<E2b>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let asked = Asked::read(&e2b, &id, request.uri(), request.headers())?;
+async fn write(State(e2b): State<E2b>, asked: Asked, request: Request) -> Result<(StatusCode, Json<Value>), ApiError> {
     // Without a word what is there is replaced, as SDKs promise.
     let (owner, replace) = (asked.owner()?, asked.flag("force")?.unwrap_or(true));
     let writer = e2b.control().volume_write(&asked.volume, &asked.path, owner, replace).await;

@@ -21,18 +21,32 @@ pub struct Daemon {
     pub run: PathBuf,
     images: PathBuf,
     listen: String,
+    more: Vec<String>,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Starts one; `listen` as `den serve` takes it.
     pub fn start(den: &Path, data: &Path, run: &Path, images: &Path, listen: &str) -> anyhow::Result<Self> {
+        Self::start_with(den, data, run, images, listen, &[])
+    }
+
+    /// The same with more words for `den serve`.
+    pub fn start_with(
+        den: &Path,
+        data: &Path,
+        run: &Path,
+        images: &Path,
+        listen: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let mut daemon = Self {
             den: den.into(),
             data: data.into(),
             run: run.into(),
             images: images.into(),
             listen: listen.into(),
+            more: more.iter().map(|word| (*word).to_owned()).collect(),
             child: None,
         };
         daemon.start_again()?;
@@ -56,6 +70,7 @@ impl Daemon {
             .arg(&self.run)
             .arg("--images")
             .arg(&self.images)
+            .args(&self.more)
             .env("DEN_LOG", std::env::var("DEN_LOG").unwrap_or_else(|_| "warn".to_owned()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -53,6 +53,12 @@ pub fn keep_alive(socket: impl AsFd, keepalive: &Keepalive) -> rustix::io::Resul
     sockopt::set_tcp_keepcnt(socket, keepalive.count)
 }
 
+/// Whoever waits for this TCP socket is woken once it holds so many bytes, at its end and when it breaks. What it
+/// holds now and is enough wakes at once. Source: socket(7) SO_RCVLOWAT, `tcp_set_rcvlowat` of net/ipv4/tcp.c.
+pub fn wake_from(socket: impl AsFd, bytes: i32) -> Result<(), SysError> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes, "setsockopt(SO_RCVLOWAT)")
+}
+
 /// A non-blocking UDP socket at `port`, for all devices, which [`crate::datagram`] reads and answers.
 pub fn datagrams(port: u16) -> Result<OwnedFd, SysError> {
     let socket = socket(SocketType::DGRAM)?;
@@ -78,10 +84,11 @@ fn bind(socket: &OwnedFd, port: u16) -> Result<(), SysError> {
     rustix::net::bind(socket, &any).map_err(SysError::rustix("bind", any))
 }
 
-fn set(socket: &OwnedFd, level: i32, option: i32, value: i32, call: &'static str) -> Result<(), SysError> {
+fn set(socket: impl AsFd, level: i32, option: i32, value: i32, call: &'static str) -> Result<(), SysError> {
     let length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: `value` lives here and has the length that is said.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, (&raw const value).cast(), length) };
     if result != 0 { Err(SysError::last(call, "")) } else { Ok(()) }
 }
 

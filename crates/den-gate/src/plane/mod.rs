@@ -18,6 +18,7 @@ mod control;
 mod cut;
 mod dial;
 mod flow;
+mod gather;
 mod inside;
 mod journal;
 mod limits;

@@ -26,6 +26,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::peek::{PEEK_BYTES_MAX, Peeked, peek};
 
+use super::gather::Gather;
 use super::link::{Link, Live, Way};
 
 /// Bytes that are read at once; more come through a pipe.
@@ -55,7 +56,7 @@ pub(super) enum Side<'a> {
 }
 
 impl Side<'_> {
-    async fn ready(self, interest: Interest) -> io::Result<()> {
+    pub(super) async fn ready(self, interest: Interest) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.ready(interest).await.map(|_| ()),
             Self::Unix(stream) => stream.ready(interest).await.map(|_| ()),
@@ -87,6 +88,14 @@ impl Side<'_> {
         match self {
             Self::Tcp(stream) => stream.try_write(buffer),
             Self::Unix(stream) => stream.try_write(buffer),
+        }
+    }
+
+    /// Whoever waits is woken once there are so many bytes; whether that is so. A unix socket knows no such number.
+    pub(super) fn wake_from(self, bytes: i32) -> bool {
+        match self {
+            Self::Tcp(stream) => den_sys::transparent::wake_from(stream, bytes).is_ok(),
+            Self::Unix(_) => false,
         }
     }
 
@@ -184,11 +193,12 @@ async fn pump(
     let mut loan = Loan { pipes, pipe: None };
     let (mut many, mut few, mut rounds) = (false, 0, 0);
     let mut sleep_until = None;
+    let mut gather = Gather::new();
     loop {
         if let Some(until) = sleep_until.take() {
             tokio::time::sleep_until(until).await;
         }
-        from.ready(Interest::READABLE).await.map_err(|_| broken(way, false))?;
+        gather.ready(from).await.map_err(|_| broken(way, false))?;
         if many && loan.pipe.is_none() {
             loan.pipe = pipes.take();
         }
@@ -216,6 +226,7 @@ async fn pump(
                 drop(std::mem::replace(&mut loan, Loan { pipes, pipe: None }));
             }
         }
+        gather.moved(from, bytes);
         let wait = link.charge(live, way, bytes);
         if !wait.is_zero() {
             sleep_until = Some(tokio::time::Instant::now() + wait);

@@ -4,15 +4,17 @@
 //! computer ─► gate ─► host ── veth 192.0.2.<4n+1>/30 ─ 192.0.2.<4n+2> ── server      what is measured
 //! this program ─────► host ── the same link ─────────────────────────── server      without the gate
 //! this program ─────► 127.0.0.1 ─────────────────────────────────────── server      loopback
+//! computer ─► gate ─► an address of the host's own, opened by --private ─ server      the same way, through the gate
 //! ```
 //!
 //! Addresses of 192.0.2.0/24 are nobody's (RFC 5737) and not under the gate's floor; the host's own
-//! are, so a server on the host itself cannot be reached. Dropping it takes all of it away.
+//! are, so a server on the host itself is reached only where the operator has opened its address. Dropping it takes
+//! all of it away.
 
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     os::fd::AsFd as _,
     process::{Command, Stdio},
     thread::JoinHandle,
@@ -54,11 +56,14 @@ pub struct Upstream {
     pub outside: Ports,
     /// The same server on the host's loopback.
     pub loopback: Ports,
+    /// What sends, at an address of the host's own that computers are let to.
+    pub opened: Option<SocketAddr>,
 }
 
 impl Upstream {
-    /// Makes it. Errors: not root, no `ip`, or the link's name or address is taken.
-    pub fn open() -> anyhow::Result<Self> {
+    /// Makes it, with `opened` as an address of the host's own. Errors: not root, no `ip`, or the link's name or an
+    /// address is taken.
+    pub fn open(opened: Option<SocketAddrV4>) -> anyhow::Result<Self> {
         ensure!(rustix::process::geteuid().is_root(), "the net_* measures make a network namespace: run them as root");
         let number = std::process::id();
         let name = format!("den-bench-{number}");
@@ -68,8 +73,14 @@ impl Upstream {
         ip(&["netns", "add", &name])?;
         let nowhere = Ports { send: ([0; 4], 0).into(), greet: ([0; 4], 0).into(), echo: ([0; 4], 0).into() };
         // From here on dropping it takes the namespace away, and the link with it.
-        let mut upstream =
-            Self { name, listeners: Vec::new(), threads: Vec::new(), outside: nowhere, loopback: nowhere };
+        let mut upstream = Self {
+            name,
+            listeners: Vec::new(),
+            threads: Vec::new(),
+            outside: nowhere,
+            loopback: nowhere,
+            opened: None,
+        };
         let name = upstream.name.clone();
         ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
         ip(&["addr", "add", &format!("{ours}/30"), "dev", &link])?;
@@ -85,6 +96,12 @@ impl Upstream {
         let outside = outside.join().expect("no panic")?;
         upstream.outside = upstream.serve(outside)?;
         upstream.loopback = upstream.serve(listen(Ipv4Addr::LOCALHOST)?)?;
+        if let Some(at) = opened {
+            ip(&["addr", "add", &format!("{}/32", at.ip()), "dev", &link])?;
+            let listener = TcpListener::bind(at).with_context(|| format!("cannot listen on {at}"))?;
+            upstream.add(listener, Service::Send)?;
+            upstream.opened = Some(at.into());
+        }
         Ok(upstream)
     }
 
@@ -92,10 +109,15 @@ impl Upstream {
         let at = |number: usize| listeners[number].local_addr();
         let ports = Ports { send: at(0)?, greet: at(1)?, echo: at(2)? };
         for (listener, service) in listeners.into_iter().zip([Service::Send, Service::Greet, Service::Echo]) {
-            self.listeners.push(listener.try_clone()?);
-            self.threads.push(std::thread::spawn(move || accept(&listener, service)));
+            self.add(listener, service)?;
         }
         Ok(ports)
+    }
+
+    fn add(&mut self, listener: TcpListener, service: Service) -> anyhow::Result<()> {
+        self.listeners.push(listener.try_clone()?);
+        self.threads.push(std::thread::spawn(move || accept(&listener, service)));
+        Ok(())
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     net::{HouseNet, gate, gate::Gate},
     pools::{self, Pools},
-    ports, recover,
+    ports, precedence, recover,
     registry::Registry,
     reserve::Reserve,
     trash::{self, Trash},
@@ -299,6 +299,7 @@ impl Control {
         let detail = json!({ "version": env!("CARGO_PKG_VERSION"), "computers": known, "running": ran });
         control.0.events.tell(EventKind::DaemonStarted, None, None, detail);
         tokio::spawn(watch::run(Arc::downgrade(&control.0)));
+        tokio::spawn(precedence::run(Arc::downgrade(&control.0)));
         tokio::spawn(durable::run(Arc::clone(&control.0.late), Arc::downgrade(&control.0)));
         tokio::spawn(durable::write_disks(Arc::clone(&control.0.late), Arc::downgrade(&control.0)));
         // The first computer shall not find it starting. Without one, all goes on, and nothing leaves.

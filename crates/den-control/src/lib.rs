@@ -61,6 +61,7 @@ mod net;
 mod output;
 mod pools;
 mod ports;
+mod precedence;
 mod recover;
 mod registry;
 mod reserve;

@@ -14,8 +14,20 @@ pub const DIALS_MAX: usize = 4096;
 pub const DIALS_SHARE: u64 = 2;
 /// Readers of one computer's outputs at a time.
 pub const READERS_MAX: usize = 4096;
+/// How often it is looked at who keeps processors busy, and how much later for each computer that runs.
+pub const PRECEDENCE_EVERY: Duration = Duration::from_millis(250);
+/// See [`PRECEDENCE_EVERY`].
+pub const PRECEDENCE_MORE_EVERY: Duration = Duration::from_millis(2);
+/// Below so many CPUs in all nobody keeps one busy.
+pub const PRECEDENCE_HOUSE_MIN: f64 = 0.1;
+/// A computer that uses all it may use has this part of its weight.
+pub const PRECEDENCE_LEAST: u32 = 64;
 /// What the logs of one computer's ended steps may take on disk; the oldest go first.
 pub const LOGS_KEEP_BYTES: Bytes = Bytes::gib(4);
+/// Logs that are made ahead at most, for steps to come.
+pub const LOGS_AHEAD_MAX: u64 = 16;
+/// Steps after which they are: a computer for one command has one log.
+pub const LOGS_AHEAD_FROM: u64 = 2;
 /// Rows of ended steps that are kept for one computer.
 pub const STEPS_KEPT_MAX: u64 = 100_000;
 /// Every so many steps the rows beyond [`STEPS_KEPT_MAX`] go.

@@ -1,8 +1,12 @@
 //! The log files of one computer: where they are, and which go when there are too many.
 //!
 //! The sum is taken from the folder when the first step has ended, and counted from there on.
+//!
+//! Logs are made ahead: btrfs makes no file while it commits, and a neighbour that flushes without end has it commit
+//! without end. To open one that is there waits for nothing.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -13,7 +17,11 @@ use std::{
 use den_model::EventKind;
 use serde_json::json;
 
-use crate::{control::Inner, handle::Handle, limits::LOGS_KEEP_BYTES};
+use crate::{
+    control::Inner,
+    handle::Handle,
+    limits::{LOGS_AHEAD_FROM, LOGS_AHEAD_MAX, LOGS_KEEP_BYTES},
+};
 
 /// Below this share of the limit a pruning stops, so that it is not needed again at once.
 const PRUNE_TO_PERCENT: u64 = 90;
@@ -24,6 +32,15 @@ pub(crate) struct Logs {
     dir: PathBuf,
     /// Bytes on disk of the logs of ended steps; unknown until the folder was looked through.
     sum: Mutex<Sum>,
+    ahead: Mutex<Ahead>,
+}
+
+/// Empty logs of steps to come.
+#[derive(Default)]
+struct Ahead {
+    numbers: BTreeSet<u64>,
+    /// More are being made.
+    making: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -36,7 +53,7 @@ enum Sum {
 
 impl Logs {
     pub(crate) fn new(dir: PathBuf) -> Self {
-        Self { dir, sum: Mutex::new(Sum::Unknown) }
+        Self { dir, sum: Mutex::new(Sum::Unknown), ahead: Mutex::default() }
     }
 
     fn path(&self, number: u64) -> PathBuf {
@@ -45,7 +62,58 @@ impl Logs {
 
     /// Makes the log of a new step. One that a crash left under this number never had a row.
     pub(crate) fn create(&self, number: u64) -> io::Result<File> {
+        if self.is_ahead(number)
+            && let Some(log) = self.go_on(number)
+        {
+            return Ok(log);
+        }
         OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(self.path(number))
+    }
+
+    /// Whether the log of this step was made ahead; from here on it is not.
+    fn is_ahead(&self, number: u64) -> bool {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = ahead.numbers.remove(&number);
+        // Of a number that was passed by, somebody else has made it meanwhile.
+        while ahead.numbers.first().is_some_and(|&first| first + LOGS_AHEAD_MAX < number) {
+            ahead.numbers.pop_first();
+        }
+        found
+    }
+
+    /// A step of this number has no log.
+    pub(crate) fn not_needed(&self, inner: &Inner, handle: &Arc<Handle>, number: u64) {
+        if self.is_ahead(number) {
+            let handle = Arc::clone(handle);
+            inner.tasks.spawn_blocking(move || handle.steps.logs.remove(number));
+        }
+    }
+
+    /// Makes the logs of the next steps in the background: the more, the more steps there were, and many at a time,
+    /// so that it is seldom done.
+    pub(crate) fn make_ahead(&self, inner: &Inner, handle: &Arc<Handle>) {
+        let last = handle.steps.last();
+        let wanted = last.min(LOGS_AHEAD_MAX);
+        {
+            let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            if last < LOGS_AHEAD_FROM || ahead.making || ahead.numbers.len() as u64 > wanted / 2 {
+                return;
+            }
+            ahead.making = true;
+        }
+        let handle = Arc::clone(handle);
+        inner.tasks.spawn_blocking(move || {
+            let logs = &handle.steps.logs;
+            let next = handle.steps.last() + 1;
+            for number in next..next + wanted {
+                // One that is there is in use, or was left by a crash: then its step empties it.
+                let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(logs.path(number));
+                if made.is_ok() {
+                    logs.ahead.lock().unwrap_or_else(PoisonError::into_inner).numbers.insert(number);
+                }
+            }
+            logs.ahead.lock().unwrap_or_else(PoisonError::into_inner).making = false;
+        });
     }
 
     /// Opens the log of a step that goes on, for its agent; `None` where it is gone.
@@ -159,5 +227,23 @@ mod tests {
         let left: Vec<u64> = list(dir.path()).unwrap().into_iter().map(|(number, _)| number).collect();
         assert_eq!(left, [1, 10]);
         assert!(logs.open(2).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_log_that_was_made_ahead_is_used_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::new(dir.path().to_owned());
+        std::fs::write(logs.path(2), "").unwrap();
+        logs.ahead.lock().unwrap().numbers.extend([2, 3]);
+        std::io::Write::write_all(&mut logs.create(2).unwrap(), b"two").unwrap();
+        assert!(!logs.is_ahead(2));
+        // The file of 3 is gone: it is made.
+        std::io::Write::write_all(&mut logs.create(3).unwrap(), b"three").unwrap();
+        // What a crash left is emptied.
+        std::fs::write(logs.path(4), "left").unwrap();
+        assert_eq!(logs.create(4).unwrap().metadata().unwrap().len(), 0);
+        assert_eq!(std::fs::read(logs.path(2)).unwrap(), b"two");
+        logs.ahead.lock().unwrap().numbers.extend([5, 6, 100]);
+        assert!(logs.is_ahead(100) && !logs.is_ahead(5));
     }
 }

@@ -52,6 +52,11 @@ impl Pools {
         Self { ledger: Mutex::new(Ledger::new(pools)), changing: tokio::sync::Mutex::new(()), events }
     }
 
+    /// Whether computers of the default pool are weighed against each other by their limits.
+    pub(crate) fn weighs_default(&self) -> bool {
+        self.ledger().caps().iter().any(|caps| caps.number == 0 && caps.cpu_milli.is_some())
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -204,6 +204,10 @@ pub(crate) async fn finish(inner: &Arc<Inner>, handle: &Arc<Handle>, live: &Live
     if !strict {
         inner.late.note(live.log.as_ref());
     }
+    if live.log.is_none() {
+        steps.logs.not_needed(inner, handle, number);
+    }
+    steps.logs.make_ahead(inner, handle);
     if let Some(log) = &live.log {
         handle.steps.logs.ended(inner, handle, number, log);
     }

@@ -351,10 +351,16 @@ impl Cgroups {
 
     /// Gives the cgroup `name` its share of what it and its neighbours want: in proportion to `cpu_milli`.
     pub fn weigh(&self, name: &str, cpu_milli: u32) -> Result<(), SysError> {
+        let (file, value) = self.share(cpu_milli);
+        self.set("cpu", name, file, &value)
+    }
+
+    /// The file of a share, and what is in it.
+    fn share(&self, cpu_milli: u32) -> (&'static str, String) {
         let cpu = u64::from(cpu_milli);
         match self.layout {
-            Layout::V2 => self.set("cpu", name, "cpu.weight", &(cpu / 10).clamp(1, 10_000).to_string()),
-            Layout::V1 => self.set("cpu", name, "cpu.shares", &(cpu * 1024 / 1000).clamp(2, 262_144).to_string()),
+            Layout::V2 => ("cpu.weight", (cpu / 10).clamp(1, 10_000).to_string()),
+            Layout::V1 => ("cpu.shares", (cpu * 1024 / 1000).clamp(2, 262_144).to_string()),
         }
     }
 
@@ -378,6 +384,27 @@ impl Cgroups {
         }
     }
 
+    /// CPU time of the cgroup `name` and all below it, in microseconds; `""` is the instance itself. None: it is gone.
+    pub fn cpu_us(&self, name: &str) -> Option<u64> {
+        match self.layout {
+            Layout::V2 => {
+                let stat = read_below(self.controller("cpu")?, name, "cpu.stat")?;
+                stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
+            }
+            Layout::V1 => {
+                let usage = read_below(self.controller("cpuacct")?, name, "cpuacct.usage")?;
+                usage.trim().parse::<u64>().ok().map(|ns| ns / 1000)
+            }
+        }
+    }
+
+    /// Whether the cgroup `name` has the share that [`Cgroups::weigh`] gives for `cpu_milli`.
+    pub fn weighs(&self, name: &str, cpu_milli: u32) -> bool {
+        let (file, value) = self.share(cpu_milli);
+        let there = self.controller("cpu").and_then(|directory| read_below(directory, name, file));
+        there.is_some_and(|there| there.trim() == value)
+    }
+
     /// What the cgroup `name` uses.
     pub fn usage(&self, name: &str) -> Usage {
         let read = |controller: &str, file: &str| {
@@ -389,13 +416,13 @@ impl Cgroups {
         };
         match self.layout {
             Layout::V2 => Usage {
-                cpu_us: keyed(&read("cpu", "cpu.stat"), "usage_usec "),
+                cpu_us: self.cpu_us(name).unwrap_or(0),
                 memory_bytes: number(read("memory", "memory.current")),
                 pids: number(read("pids", "pids.current")) as u32,
                 oom_kills: keyed(&read("memory", "memory.events"), "oom_kill "),
             },
             Layout::V1 => Usage {
-                cpu_us: number(read("cpuacct", "cpuacct.usage")) / 1000,
+                cpu_us: self.cpu_us(name).unwrap_or(0),
                 memory_bytes: number(read("memory", "memory.usage_in_bytes")),
                 pids: number(read("pids", "pids.current")) as u32,
                 oom_kills: keyed(&read("memory", "memory.oom_control"), "oom_kill "),

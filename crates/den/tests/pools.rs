@@ -217,6 +217,33 @@ fn computers_of_a_pool_share_its_cpu_and_one_alone_has_all_of_it() {
 }
 
 #[test]
+fn who_keeps_processors_busy_goes_after_who_does_not() {
+    let mut house = House::open(DEN);
+    for name in ["busy", "calm"] {
+        house.den(&["new", name, "--memory", "64M", "--disk", "64M"]).ok();
+    }
+    // Cgroups with less than the whole weight.
+    let behind = |house: &House| {
+        let cgroups = cgroups(house);
+        cgroups.list().iter().filter(|name| !cgroups.weighs(name, 1000)).count()
+    };
+    let spin = "while [ ! -e /root/enough ]; do :; done";
+    house.den(&["exec", "-d", "busy", "--", "sh", "-c", spin]).ok();
+    eventually(LONG, "one goes after others", || behind(&house) == 1);
+    house.sh("calm", "true").ok();
+    assert_eq!(behind(&house), 1);
+    // Other limits do not bring it back to the front, nor does the end of the daemon.
+    house.den(&["resize", "busy", "--cpus", "1.5"]).ok();
+    eventually(LONG, "it goes after others again", || behind(&house) == 1);
+    house.kill_serve();
+    house.start();
+    eventually(LONG, "it does so for the next daemon", || behind(&house) == 1);
+    house.sh("busy", "touch /root/enough").ok();
+    eventually(LONG, "it is in its turn again", || behind(&house) == 0);
+    house.close();
+}
+
+#[test]
 fn limits_below_what_is_taken_are_refused_and_say_how_much_is() {
     let house = House::open(DEN);
     house.den(&["pool", "new", "team"]).ok();

@@ -9,7 +9,7 @@
 //!                               qemu ─► guest.sh as process 1 ─► `VM: N passed, N failed`
 //! ```
 //!
-//! With --systemd it is process 1 there, and the session is about `den install`.
+//! With --systemd it is process 1 there, and the session is about `den install`; with --bench it is one of measures.
 //!
 //! `cargo xtask test` runs it last.
 
@@ -37,6 +37,8 @@ use crate::{base, criu, packages, tools};
 /// When a machine is given up. Alone on two cores an emulated session needs half of it.
 const LIMITS: Limits =
     Limits { begin: Duration::from_secs(180), quiet: Duration::from_secs(240), whole: Duration::from_secs(900) };
+/// The same for measures: all attacks take a quarter of an hour.
+const LIMITS_BENCH: Limits = Limits { whole: Duration::from_secs(3600), ..LIMITS };
 /// Kernels and what apt knows of them.
 const CACHE: &str = "/var/cache/den/vm";
 /// What the host needs beside what Den needs.
@@ -53,6 +55,9 @@ pub struct VmArgs {
     /// systemd is process 1, and runs the daemon
     #[arg(long)]
     systemd: bool,
+    /// Measure in place of the session, and fail where a goal is missed; `neighbour` is all that attacks
+    #[arg(long, value_name = "MEASURE", num_args = 1.., conflicts_with = "systemd")]
+    bench: Vec<String>,
     /// What carries the machine [default: kvm where it runs guests, else tcg]
     #[arg(long)]
     accel: Option<Accel>,
@@ -69,17 +74,33 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
             .context("no den in target/release or target/debug: build it, or name one")?,
     };
     ensure!(den.is_file(), "{} is not there", den.display());
-    let (passed, failed) = session(&args.kernel, &den, args.systemd, args.accel)?;
+    let purpose = match &args.bench[..] {
+        [] if args.systemd => Purpose::Systemd,
+        [] => Purpose::Session,
+        rows => Purpose::Bench(rows),
+    };
+    let (passed, failed) = session(&args.kernel, &den, purpose, args.accel)?;
     ensure!(failed == 0, "{failed} of {} checks failed on Linux {}", passed + failed, args.kernel);
     Ok(())
 }
 
 /// The session that is a part of `cargo xtask test`; how many of its checks passed and failed.
 pub fn of_tests(den: &Path) -> anyhow::Result<(u32, u32)> {
-    session("6.1", den, false, None)
+    session("6.1", den, Purpose::Session, None)
 }
 
-fn session(kernel: &str, den: &Path, systemd: bool, accel: Option<Accel>) -> anyhow::Result<(u32, u32)> {
+/// What a machine is booted for.
+#[derive(Debug, Clone, Copy)]
+enum Purpose<'a> {
+    /// The session of guest.sh.
+    Session,
+    /// `den install`, with systemd as process 1.
+    Systemd,
+    /// These measures of `den bench`.
+    Bench(&'a [String]),
+}
+
+fn session(kernel: &str, den: &Path, purpose: Purpose<'_>, accel: Option<Accel>) -> anyhow::Result<(u32, u32)> {
     ensure!(cfg!(target_arch = "x86_64"), "the machine is an x86_64 one, and so has to be this host");
     tools::need_root("cargo xtask vm")?;
     packages::need(packages::RUN)?;
@@ -91,17 +112,25 @@ fn session(kernel: &str, den: &Path, systemd: bool, accel: Option<Accel>) -> any
     let small = folder.path().join("den");
     tools::run(Command::new("strip").arg("-o").arg(&small).arg(den))?;
     let tar = disk::small_image(folder.path())?;
-    let moved = if systemd {
-        None
-    } else {
-        eprintln!("making a house that moves …");
-        Some(moved::make(folder.path(), &small, &tar)?)
+    let moved = match purpose {
+        Purpose::Session => {
+            eprintln!("making a house that moves …");
+            Some(moved::make(folder.path(), &small, &tar)?)
+        }
+        Purpose::Systemd | Purpose::Bench(_) => None,
     };
     eprintln!("making the disk for Linux {} …", kernel.version);
-    let disk = disk::root(folder.path(), &kernel, &small, systemd, moved.as_deref())?;
-    let init = if systemd { "/lib/systemd/systemd" } else { "/bin/bash /den-vm/guest.sh" };
+    let disk = disk::root(folder.path(), &kernel, &small, purpose, moved.as_deref())?;
+    let init = match purpose {
+        Purpose::Systemd => "/lib/systemd/systemd",
+        Purpose::Session | Purpose::Bench(_) => "/bin/bash /den-vm/guest.sh",
+    };
+    let limits = match purpose {
+        Purpose::Bench(_) => LIMITS_BENCH,
+        Purpose::Session | Purpose::Systemd => LIMITS,
+    };
     let initrd = disk::initrd(folder.path(), &kernel, init)?;
-    machine::run(&Boot { kernel: &kernel, disk: &disk, initrd: &initrd }, accel, LIMITS)
+    machine::run(&Boot { kernel: &kernel, disk: &disk, initrd: &initrd }, accel, limits)
 }
 
 /// Makes the folder `kept` whole or not at all.

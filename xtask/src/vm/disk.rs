@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::Context as _;
 use fs_err as fs;
 
-use super::{kernel::Kernel, systemd};
+use super::{Purpose, kernel::Kernel, systemd};
 use crate::{base, criu, tools};
 
 /// Modules that lead to the root disk. One that a kernel has built in has no file.
@@ -19,22 +19,37 @@ const LEFT_OUT: [&str; 6] =
     ["usr/share/nodejs", "usr/share/locale", "usr/share/doc", "usr/share/man", "usr/lib/gcc", "usr/include"];
 /// The machine's process 1.
 const GUEST: &str = include_str!("guest.sh");
+/// The measures in place of its session.
+const BENCH: &str = include_str!("bench.sh");
 /// What the computers on this host and in the machine are compared by.
 pub const MOVED: &str = include_str!("moved.sh");
+/// The file that names `base`, in the store of images.
+const NAME: &str = "names/base";
 /// The small image, in its folder.
 const IMAGE: &str = "base.tar";
 /// The root disk, most of it never written.
 const DISK_SIZE: &str = "8G";
 
-/// The layers of `base`, the topmost first.
-fn base_layers() -> anyhow::Result<Vec<PathBuf>> {
+/// The manifest of `base` and its layers, the topmost first, as paths in the store of images.
+fn base_files() -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
     let hex = |digest: &str| digest.trim().trim_start_matches("sha256:").to_owned();
-    let digest = fs::read_to_string(base::store().join("names/base"))?;
-    let manifest = base::store().join("manifests").join(format!("{}.json", hex(&digest)));
-    let manifest: serde_json::Value = serde_json::from_str(&fs::read_to_string(manifest)?)?;
+    let digest = fs::read_to_string(base::store().join(NAME))?;
+    let path = Path::new("manifests").join(format!("{}.json", hex(&digest)));
+    let manifest: serde_json::Value = serde_json::from_str(&fs::read_to_string(base::store().join(&path))?)?;
     let layers = manifest["layers"].as_array().context("the manifest of `base` names no layers")?;
     let layers = layers.iter().rev().filter_map(|layer| layer.as_str());
-    Ok(layers.map(|layer| base::store().join("layers").join(hex(layer)).join("fs")).collect())
+    Ok((path, layers.map(|layer| Path::new("layers").join(hex(layer))).collect()))
+}
+
+/// A store at `to` that has `base` and nothing else.
+fn base_store(to: &Path) -> anyhow::Result<()> {
+    let (manifest, layers) = base_files()?;
+    for path in layers.into_iter().chain([manifest, PathBuf::from(NAME)]) {
+        let copy = to.join(&path);
+        fs::create_dir_all(copy.parent().context("a path in a folder")?)?;
+        tools::run(Command::new("cp").arg("-a").arg(base::store().join(path)).arg(copy))?;
+    }
+    Ok(())
 }
 
 /// An overlay mount for as long as a disk is made from it.
@@ -52,7 +67,7 @@ pub fn root(
     folder: &Path,
     kernel: &Kernel,
     den: &Path,
-    with_systemd: bool,
+    purpose: Purpose<'_>,
     moved: Option<&Path>,
 ) -> anyhow::Result<PathBuf> {
     let [upper, work, root] = ["upper", "work", "root"].map(|name| folder.join(name));
@@ -64,7 +79,8 @@ pub fn root(
         fs::create_dir_all(whiteout.parent().context("a path in a folder")?)?;
         tools::run(Command::new("mknod").arg(whiteout).args(["c", "0", "0"]))?;
     }
-    let lower = std::iter::once(kernel.tree.clone()).chain(base_layers()?);
+    let lower = std::iter::once(kernel.tree.clone())
+        .chain(base_files()?.1.into_iter().map(|layer| base::store().join(layer).join("fs")));
     let lower = lower.map(|path| path.display().to_string()).collect::<Vec<_>>().join(":");
     let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
     tools::run(Command::new("mount").args(["-t", "overlay", "den-vm", "-o", &options]).arg(&root))?;
@@ -82,8 +98,14 @@ pub fn root(
     fs::write(root.join("den-vm/moved.sh"), MOVED)?;
     fs::copy(folder.join(IMAGE), root.join("den-vm").join(IMAGE))?;
     fs::write(root.join("etc/resolv.conf"), "")?;
-    if with_systemd {
-        systemd::add(&root)?;
+    match purpose {
+        Purpose::Session => {}
+        Purpose::Systemd => systemd::add(&root)?,
+        Purpose::Bench(rows) => {
+            fs::write(root.join("den-vm/bench.sh"), BENCH)?;
+            fs::write(root.join("den-vm/measures"), rows.join("\n"))?;
+            base_store(&root.join("den-vm/images"))?;
+        }
     }
     if let Some(moved) = moved {
         tools::run(Command::new("cp").arg("-a").arg(moved).arg(root.join("den-vm/moved")))?;

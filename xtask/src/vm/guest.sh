@@ -61,7 +61,7 @@ serve() {
     mkdir -p $cgroup/system.slice/den.service
     (
         echo $BASHPID >$cgroup/system.slice/den.service/cgroup.procs
-        exec setsid den serve >>$log 2>&1
+        exec setsid den serve "$@" >>$log 2>&1
     ) &
     daemon=$!
     for _ in $(seq 600); do
@@ -122,6 +122,10 @@ echo "Linux $(uname -r), $(nproc) CPUs, $(sed -n 's/^MemTotal: *//p' /proc/memin
 if [ $$ -ne 1 ]; then
     log=/dev/null
     . /den-vm/systemd.sh
+    exit
+fi
+if [ -e /den-vm/measures ]; then
+    . /den-vm/bench.sh
     exit
 fi
 check 10 'cgroup v2 and nothing else' 'same type cgroup2fs $(stat -f -c %T $cgroup); ! grep -q " - cgroup " /proc/self/mountinfo'

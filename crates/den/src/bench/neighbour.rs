@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use den_api::{CreateComputer, ExecRequest, computer::Amount};
+use den_api::{CreateComputer, ExecRequest, StepView, computer::Amount};
 
 use super::{
     Bench, PACE,
@@ -24,10 +24,14 @@ pub const ROWS: &str = "neighbour";
 
 /// How long an attack goes on before its neighbour is measured.
 const GROW: Duration = Duration::from_secs(1);
-/// How long a neighbour is measured at most at a time.
-const LOOK_MAX: Duration = Duration::from_secs(4);
+/// How long a neighbour is measured at a time; longer only until there is a p99, and never as long as that.
+const LOOK: Duration = Duration::from_secs(4);
+/// See [`LOOK`].
+const LOOK_MAX: Duration = Duration::from_secs(15);
+/// Commands from which there is a p99.
+const COMMANDS_MIN: usize = 100;
 /// Longer than all that is measured, in seconds.
-const ATTACK_SECONDS: &str = "60";
+const ATTACK_SECONDS: &str = "90";
 /// Two quiets that differ more than this were none.
 const QUIET_TIMES: f64 = 2.0;
 
@@ -63,7 +67,7 @@ pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure
     tokio::time::sleep(GROW).await;
     let begun = bench.client.step(&attacker, step).await?;
     let beside = execs(bench, &neighbour, 300).await?;
-    let ended = bench.client.step(&attacker, step).await?;
+    let ended = goes_on(bench, &attacker, step, begun.output_bytes).await?;
     let (removed, gone) = tokio::join!(bench.client.remove_now(&attacker), execs(bench, &neighbour, 100));
     removed?;
     let gone = gone?;
@@ -89,6 +93,19 @@ pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure
     Ok(Measure::new(name, "x", vec![p99 / quiet], note).goal("≤ 2", |m| m.p50 <= 2.0))
 }
 
+/// The attack's step once it has said something more, or has ended; as it is after a while, where neither is so: it has
+/// its turns after those of others.
+async fn goes_on(bench: &Bench, attacker: &str, step: u64, said: u64) -> anyhow::Result<StepView> {
+    let since = Instant::now();
+    loop {
+        let now = bench.client.step(attacker, step).await?;
+        if now.end.is_some() || now.output_bytes > said || since.elapsed() > LOOK {
+            return Ok(now);
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
 /// How long commands take that do nothing, sorted.
 async fn execs(bench: &Bench, name: &str, usual: u32) -> anyhow::Result<Vec<f64>> {
     let mut times = Vec::new();
@@ -99,7 +116,8 @@ async fn execs(bench: &Bench, name: &str, usual: u32) -> anyhow::Result<Vec<f64>
         let start = Instant::now();
         bench.run(name, &["true"]).await?;
         times.push(millis(start));
-        if since.elapsed() > LOOK_MAX {
+        let whole = if times.len() < COMMANDS_MIN { LOOK_MAX } else { LOOK };
+        if since.elapsed() > whole {
             break;
         }
     }

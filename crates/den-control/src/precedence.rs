@@ -39,6 +39,8 @@ use crate::{
 const WHOLE: u32 = 1000;
 /// How much a look counts beside those before it.
 const NEWEST: f64 = 1.0 / 3.0;
+/// Who would have to have less by less than this has all: one that uses a twenty-fifth of what it may.
+const ALL: f64 = 1.1;
 /// A weight within so much of the one that is wanted stays.
 const NEAR: f64 = 0.2;
 
@@ -73,7 +75,6 @@ pub(crate) async fn run(house: Weak<Inner>) {
             .replace((now, cpu_us))
             .is_some_and(|(at, before)| cpus(cpu_us, before, now, at) >= PRECEDENCE_HOUSE_MIN);
         if !busy && !lessened {
-            seen.clear();
             (cgroups, wait) = (Some(found), PRECEDENCE_EVERY);
             continue;
         }
@@ -98,7 +99,7 @@ fn cpus(now_us: u64, before_us: u64, now: Instant, before: Instant) -> f64 {
 /// What of its weight a computer has that uses so much of what it may use.
 fn weight(whole: u32, used: f64) -> u32 {
     let less = f64::from(PRECEDENCE_LEAST - 1).mul_add(used * used, 1.0);
-    ((f64::from(whole) / less).round() as u32).max(1)
+    if less < ALL { whole } else { ((f64::from(whole) / less).round() as u32).max(1) }
 }
 
 /// Whether the weight that is there may stay where `wanted` is wanted.
@@ -158,7 +159,7 @@ mod tests {
     fn a_weight_shrinks_with_use() {
         let weights = [0.0, 0.125, 0.25, 0.5, 1.0].map(|used| weight(1000, used));
         assert_eq!(weights, [1000, 504, 203, 60, 16]);
-        assert_eq!(weight(10, 1.0), 1);
+        assert_eq!((weight(10, 1.0), weight(1000, 0.03)), (1, 1000));
         assert!(near(100, 110, 1000) && !near(100, 200, 1000) && !near(999, 1000, 1000));
     }
 

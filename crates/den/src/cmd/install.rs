@@ -175,8 +175,6 @@ fn unit(program: &Path, data: &Path, flags: &[String]) -> String {
          # Computers have cgroups and limits of their own.\n\
          Delegate=yes\n\
          TasksMax=infinity\n\
-         # What answers for all computers goes before any of them.\n\
-         CPUWeight=1000\n\
          LimitNOFILE=1048576\n\
          CapabilityBoundingSet=~{dropped}\n\
          # Not here, and not in a drop-in: anything that gives the daemon mounts of its own (Protect*=, Private*=,\n\

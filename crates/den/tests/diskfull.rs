@@ -169,7 +169,8 @@ fn disks_that_turned_read_only_come_back_with_the_next_daemon() {
     house.den(&["pause", "paused"]).ok();
     let filler = fill(&house.data());
     let probe = house.data().join("computers/probe");
-    eventually(LONG, "the disks are read-only", || {
+    // A flush may be given up only once each block that waits was refused, on a busy host after a minute.
+    eventually(LONG * 4, "the disks are read-only", || {
         let written = File::create(&probe).and_then(|mut file| {
             file.write_all(&vec![7; 1 << 20])?;
             file.sync_all()

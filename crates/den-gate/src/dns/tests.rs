@@ -87,9 +87,14 @@ fn reply(query: &[u8], over_udp: bool) -> Vec<u8> {
 }
 
 async fn world(policy: Policy) -> World {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
-    let address: SocketAddr = udp.local_addr().expect("address");
-    let tcp = TcpListener::bind(address).await.expect("bind the same port");
+    // A port that is free for UDP may be somebody's for TCP.
+    let (udp, tcp, address) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("bind");
+        let address: SocketAddr = udp.local_addr().expect("address");
+        if let Ok(tcp) = TcpListener::bind(address).await {
+            break (udp, tcp, address);
+        }
+    };
     let asked = Arc::new(AtomicUsize::new(0));
     let mut servers = tokio::task::JoinSet::new();
     let count = Arc::clone(&asked);

@@ -104,15 +104,16 @@ impl Logs {
         let handle = Arc::clone(handle);
         inner.tasks.spawn_blocking(move || {
             let logs = &handle.steps.logs;
-            let next = handle.steps.last() + 1;
-            for number in next..next + wanted {
+            let ahead = || logs.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = ahead().numbers.last().copied().unwrap_or(0).max(handle.steps.last());
+            for number in last + 1..=handle.steps.last() + wanted {
                 // One that is there is in use, or was left by a crash: then its step empties it.
                 let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(logs.path(number));
                 if made.is_ok() {
-                    logs.ahead.lock().unwrap_or_else(PoisonError::into_inner).numbers.insert(number);
+                    ahead().numbers.insert(number);
                 }
             }
-            logs.ahead.lock().unwrap_or_else(PoisonError::into_inner).making = false;
+            ahead().making = false;
         });
     }
 

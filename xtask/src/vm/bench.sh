@@ -5,7 +5,11 @@ echo 4096 >/proc/sys/fs/mount-max
 serve --images /den-vm/images
 check 60 'the daemon answers' 'den version' || exit
 # Standard error is a terminal: it says which one is on.
-den bench --json $(cat /den-vm/measures) >/tmp/report || exit
+if ! den bench --json $(cat /den-vm/measures) >/tmp/report; then
+    failed=$((failed + 1))
+    echo 'FAIL  den bench'
+    exit
+fi
 measures=$(jq -r '.results[] | [.name, (.p50 | tostring), (.goal.met | tostring), .note] | @tsv' /tmp/report)
 while IFS=$'\t' read -r name figure met note; do
     if [ "$met" = true ]; then verdict=ok passed=$((passed + 1)); else verdict=FAIL failed=$((failed + 1)); fi

@@ -24,9 +24,9 @@ pub const ROWS: &str = "neighbour";
 
 /// How long an attack goes on before its neighbour is measured.
 const GROW: Duration = Duration::from_secs(1);
-/// How long a neighbour is measured at a time; longer only until there is a p99, and never as long as that.
+/// How long a neighbour is measured at a time, where that gives a p99.
 const LOOK: Duration = Duration::from_secs(4);
-/// See [`LOOK`].
+/// And at most, where it does not.
 const LOOK_MAX: Duration = Duration::from_secs(15);
 /// Commands from which there is a p99.
 const COMMANDS_MIN: usize = 100;

@@ -11,7 +11,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use den_model::EventKind;
@@ -70,9 +70,13 @@ impl Logs {
         OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(self.path(number))
     }
 
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the log of this step was made ahead; from here on it is not.
     fn is_ahead(&self, number: u64) -> bool {
-        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ahead = self.ahead();
         let found = ahead.numbers.remove(&number);
         // Of a number that was passed by, somebody else has made it meanwhile.
         while ahead.numbers.first().is_some_and(|&first| first + LOGS_AHEAD_MAX < number) {
@@ -95,7 +99,7 @@ impl Logs {
         let last = handle.steps.last();
         let wanted = last.min(LOGS_AHEAD_MAX);
         {
-            let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ahead = self.ahead();
             if last < LOGS_AHEAD_FROM || ahead.making || ahead.numbers.len() as u64 > wanted / 2 {
                 return;
             }
@@ -104,16 +108,15 @@ impl Logs {
         let handle = Arc::clone(handle);
         inner.tasks.spawn_blocking(move || {
             let logs = &handle.steps.logs;
-            let ahead = || logs.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            let last = ahead().numbers.last().copied().unwrap_or(0).max(handle.steps.last());
+            let last = logs.ahead().numbers.last().copied().unwrap_or(0).max(handle.steps.last());
             for number in last + 1..=handle.steps.last() + wanted {
                 // One that is there is in use, or was left by a crash: then its step empties it.
                 let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(logs.path(number));
                 if made.is_ok() {
-                    ahead().numbers.insert(number);
+                    logs.ahead().numbers.insert(number);
                 }
             }
-            ahead().making = false;
+            logs.ahead().making = false;
         });
     }
 

@@ -269,6 +269,27 @@ fn a_change_holds_for_flows_that_are_open() {
 }
 
 #[test]
+fn what_a_killed_gate_cuts_off_does_not_look_like_an_end() {
+    let internet = Internet::new();
+    let house = house_with(&["--resolver", &internet.at(Site::Dns).to_string()]);
+    house.new_computer("web");
+    let script = format!(
+        "import socket\ns = socket.create_connection(('{}', 80))\n\
+         s.sendall(b'GET /stream HTTP/1.1\\r\\nHost: good.test\\r\\n\\r\\n')\n\
+         try:\n while s.recv(65536): pass\n print('an end')\nexcept OSError as error: print(type(error).__name__)\n",
+        internet.at(Site::Good)
+    );
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| house.den(&["exec", "web", "--", "python3", "-c", &script]).ok());
+        eventually(SOON, "the stream runs", || internet.streamed() > 100_000);
+        let gate = rustix::process::Pid::from_raw(gate_pid(&house)).expect("a pid");
+        rustix::process::kill_process(gate, rustix::process::Signal::KILL).expect("SIGKILL to the gate");
+        assert_eq!(reads.join().expect("no panic"), "ConnectionResetError");
+    });
+    house.close();
+}
+
+#[test]
 fn a_gate_that_is_killed_comes_back_and_nothing_leaves_meanwhile() {
     let mut house = House::open(DEN);
     house.new_computer("web");

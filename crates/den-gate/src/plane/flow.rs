@@ -257,10 +257,12 @@ async fn carry(
         }
         Connected::Unix(stream) => Side::Unix(stream),
     };
-    let why = relay(link, live, &gate.pipes, Side::Tcp(&client), side, said).await;
-    if why != "done" {
-        Side::Tcp(&client).reset_on_close();
-        side.reset_on_close();
+    // From here on all but a whole flow ends as a reset, also where the gate is killed.
+    let sides = [Side::Tcp(&client), side];
+    sides.iter().for_each(|side| side.reset_on_close(true));
+    let why = relay(link, live, &gate.pipes, sides[0], sides[1], said).await;
+    if why == "done" {
+        sides.iter().for_each(|side| side.reset_on_close(false));
     }
     why
 }
@@ -316,13 +318,16 @@ async fn inspect(link: &Arc<Link>, live: &Arc<Live>, rest: &Arc<Rest>, number: u
     };
     let metered = Metered::new(client, Arc::clone(link), Arc::clone(live));
     let serving = http::serve(metered, name, live.target.port(), dial, &observe);
+    let linger = |wait| _ = rustix::net::sockopt::set_socket_linger(&handle, wait);
+    // As a flow whose bytes nobody reads.
+    linger(Some(Duration::ZERO));
     tokio::select! {
         biased;
-        why = live.cut.fired() => {
-            let _ = rustix::net::sockopt::set_socket_linger(&handle, Some(Duration::ZERO));
-            why
+        why = live.cut.fired() => why,
+        _ = serving => {
+            linger(None);
+            "done"
         }
-        _ = serving => "done",
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Invariants:
 //! - The end of one direction is passed on as such, and the other goes on.
-//! - An error of either side resets both: no half-told stream looks like a whole one.
+//! - An error of either side, and the end of the gate, resets both: no half-told stream looks like a whole one.
 //! - A quiet flow holds nothing but its two sockets.
 
 use std::cell::RefCell;
@@ -104,10 +104,10 @@ impl Side<'_> {
         let _ = rustix::net::shutdown(self.fd(), Shutdown::Write);
     }
 
-    /// Closing it is a reset from here on. A unix socket has none: closing it has to do.
-    pub(super) fn reset_on_close(self) {
+    /// Whether closing it is a reset from here on. A unix socket has none: closing it has to do.
+    pub(super) fn reset_on_close(self, reset: bool) {
         if let Self::Tcp(stream) = self {
-            let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+            let _ = sockopt::set_socket_linger(stream, reset.then_some(Duration::ZERO));
         }
     }
 }

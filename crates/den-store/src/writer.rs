@@ -34,7 +34,7 @@ use tokio::sync::{
 use crate::{
     Durability, Inner, Meters, Parts, QUEUE_MAX, StoreError,
     error::{Inside, Op},
-    sync::{self, CHECKPOINT_PAGES, CHECKPOINT_PAGES_FORCED, Handle},
+    sync::{self, AHEAD, CHECKPOINT_PAGES, CHECKPOINT_PAGES_FORCED, Handle},
 };
 
 /// Most ops in one transaction: bounds how long the first waits for the last.
@@ -134,6 +134,8 @@ struct Pen {
     pages: Arc<AtomicI32>,
     /// Each copy syncs the disk twice, so they are asked for by pages written, not by commits.
     next_copy: i32,
+    /// The first frame of the WAL that nobody was asked to have in memory.
+    next_ahead: i32,
     /// Until when nothing is written in place.
     slow_until: Option<Instant>,
 }
@@ -155,7 +157,8 @@ impl Writer {
                 Ok(())
             }))
             .map_err(failed)?;
-        let pen = Pen { connection, handle, meters, pages, next_copy: CHECKPOINT_PAGES, slow_until: None };
+        let pen =
+            Pen { connection, handle, meters, pages, next_copy: CHECKPOINT_PAGES, next_ahead: 0, slow_until: None };
         let shared = Arc::new(Shared { pen: Mutex::new(pen), queued: AtomicUsize::new(0) });
         let (queue, inbox) = mpsc::channel(QUEUE_MAX);
         let own = Arc::clone(&shared);
@@ -254,6 +257,7 @@ impl Pen {
             self.handle.sync(waiting);
         }
         let pages = self.pages.load(Ordering::Relaxed);
+        self.ahead_of(pages);
         if pages < self.next_copy - CHECKPOINT_PAGES {
             self.next_copy = CHECKPOINT_PAGES; // The WAL has begun anew.
         }
@@ -263,7 +267,21 @@ impl Pen {
                 self.handle.checkpoint();
             } else if let Err(error) = sync::checkpoint(&self.connection) {
                 tracing::warn!(%error, "the write-ahead log is long and could not be copied");
+            } else {
+                self.handle.read_ahead(0);
             }
+        }
+    }
+
+    /// Keeps between one and two parts of the WAL in memory that come after its `pages`.
+    fn ahead_of(&mut self, pages: i32) {
+        // It has begun anew, or leapt.
+        if pages < self.next_ahead - 2 * AHEAD || pages > self.next_ahead {
+            self.next_ahead = pages;
+        }
+        while self.next_ahead < pages + AHEAD {
+            self.handle.read_ahead(self.next_ahead);
+            self.next_ahead += AHEAD;
         }
     }
 }

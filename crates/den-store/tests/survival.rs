@@ -5,6 +5,7 @@ mod common;
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
+    os::unix::fs::FileExt,
     path::Path,
     process::{Command, Stdio},
 };
@@ -240,4 +241,62 @@ async fn a_store_that_is_gone_is_not_made_anew_where_it_knew_something() {
         assert_eq!((path.exists(), path.metadata().map_or(0, |facts| facts.len())), (there, 0));
         Store::open(dir.path()).map(drop).unwrap();
     }
+}
+
+/// Bytes of the log's head, and of each frame (fileformat2.html, "The Write-Ahead Log").
+const LOG_HEAD: u64 = 32;
+const FRAME: u64 = 24 + 4096;
+
+/// Where in the log the next frame goes: behind those that have its salt.
+fn end_of(log: &fs::File) -> u64 {
+    let salt = |at: u64| {
+        let mut salt = [0; 8];
+        log.read_exact_at(&mut salt, at).ok().map(|()| salt)
+    };
+    let own = salt(16);
+    let mut frames = (LOG_HEAD..).step_by(FRAME as usize);
+    frames.find(|at| salt(at + 8) != own).unwrap()
+}
+
+/// Whether the kernel has all of these bytes in memory.
+fn in_memory(file: &fs::File, from: u64, bytes: u64) -> bool {
+    let mut byte = [0];
+    (from..from + bytes).step_by(4096).all(|at| {
+        let parts = &mut [rustix::io::IoSliceMut::new(&mut byte)];
+        rustix::io::preadv2(file, parts, at, rustix::io::ReadWriteFlags::NOWAIT).is_ok()
+    })
+}
+
+/// Frames are no whole blocks: a commit would wait for the disk to read each block that it writes over.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_of_the_log_is_written_over_next_is_in_memory() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap(); // Memory is the disk of a tmpfs.
+    let store = Store::open(dir.path()).unwrap();
+    store.insert_computer(&computer(1, "web"), None, Power).await.unwrap();
+    let log = fs::File::open(dir.path().join("den.db-wal")).unwrap();
+    // A look has the kernel read what is looked at, and no more.
+    rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::Random).unwrap();
+    let mut number = 0;
+    let mut write = async || {
+        number += 1;
+        store.insert_step(id(1), &step(number), Process).await.unwrap();
+        (end_of(&log), log.metadata().unwrap().len())
+    };
+    // Until it has begun anew, and there is much to write over.
+    while !matches!(write().await, (end, len) if end + (4 << 20) < len) {}
+
+    log.sync_all().unwrap();
+    rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let (begin, len) = (end_of(&log), log.metadata().unwrap().len());
+    assert!(!in_memory(&log, begin + (1 << 20), 1 << 20), "nothing was given up: there is nothing to see here");
+    let end = loop {
+        let (end, _) = write().await;
+        // What was asked for before it was given up is written over by now, and read for that.
+        if end > begin + (2 << 20) {
+            break end;
+        }
+        assert!(end >= begin && end + (1 << 20) < len, "it began anew: {begin} {end} {len}");
+    };
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(in_memory(&log, end, 64 << 10), "the log is not read ahead at {end} of {len}");
 }

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender, SyncSender},
     },
     thread::JoinHandle,
@@ -55,6 +55,8 @@ pub(crate) struct Handle {
     ahead: Sender<i32>,
     /// Flushes and copies that are asked for and not done.
     busy: Arc<AtomicUsize>,
+    /// All of the WAL was copied: the next write begins it anew, and flushes its head.
+    anew: Arc<AtomicBool>,
     pub(crate) path: Arc<Path>,
 }
 
@@ -77,12 +79,14 @@ impl Syncer {
         let (ahead, frames) = mpsc::channel();
         let again = ahead.clone();
         let (syncing, copying) = (Arc::clone(&busy), Arc::clone(&busy));
+        let anew = Arc::new(AtomicBool::new(false));
+        let copied = Copied { anew: Arc::clone(&anew), ahead: again };
         let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox, &syncing, &meters));
-        let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders, &copying, &again));
+        let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders, &copying, &copied));
         let ahead_thread = spawn("den-store-ahead", move || frames.iter().for_each(|frame| read_ahead(&read, frame)));
         let threads = [sync, copy, ahead_thread].into_iter().collect::<Result<_, _>>();
         let threads = threads.map_err(|source| failed("start a thread for", path, source))?;
-        Ok(Self { handle: Some(Handle { waiters, checkpoint, ahead, busy, path: path.into() }), threads })
+        Ok(Self { handle: Some(Handle { waiters, checkpoint, ahead, busy, anew, path: path.into() }), threads })
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -115,6 +119,24 @@ impl Handle {
         if self.checkpoint.try_send(()).is_err() {
             self.busy.fetch_sub(1, Ordering::Relaxed); // Full: an order waits already.
         }
+    }
+
+    /// Whether the next write begins the WAL anew, and so waits for the disk.
+    pub(crate) fn begins_anew(&self) -> bool {
+        self.anew.load(Ordering::Relaxed)
+    }
+
+    /// A write was done, which began it if it was to begin.
+    pub(crate) fn written(&self) {
+        if self.begins_anew() {
+            self.anew.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// The writer itself copied; whether that was all.
+    pub(crate) fn copied(&self, all: bool) {
+        self.anew.store(all, Ordering::Relaxed);
+        self.read_ahead(0);
     }
 
     /// Has the frames from this one on in memory soon.
@@ -166,18 +188,29 @@ fn read_ahead(wal: &File, frame: i32) {
     }
 }
 
+/// Whom a copy that got all concerns.
+struct Copied {
+    anew: Arc<AtomicBool>,
+    ahead: Sender<i32>,
+}
+
 /// Passive copies only: they wait for no reader and hold up no writer.
-fn run_checkpoints(connection: &Connection, orders: &Receiver<()>, busy: &AtomicUsize, ahead: &Sender<i32>) {
+fn run_checkpoints(connection: &Connection, orders: &Receiver<()>, busy: &AtomicUsize, copied: &Copied) {
     while orders.recv().is_ok() {
-        if let Err(error) = checkpoint(connection) {
-            tracing::warn!(%error, "the write-ahead log could not be copied; it will be tried again");
+        match checkpoint(connection) {
+            Ok(all) => copied.anew.store(all, Ordering::Relaxed),
+            Err(error) => {
+                tracing::warn!(%error, "the write-ahead log could not be copied; it will be tried again");
+            }
         }
         busy.fetch_sub(1, Ordering::Relaxed);
-        let _ = ahead.send(0); // All copied, it begins anew.
+        let _ = copied.ahead.send(0);
     }
 }
 
-/// Copies what no reader needs any more from the WAL into the database.
-pub(crate) fn checkpoint(connection: &Connection) -> rusqlite::Result<()> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+/// Copies what no reader needs any more from the WAL into the database; whether that was all of it.
+pub(crate) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        Ok(row.get::<_, i64>("log")? == row.get::<_, i64>("checkpointed")?)
+    })
 }

@@ -12,7 +12,7 @@
 //! - An op that fails undoes itself and no other. A commit that fails fails all of its batch.
 //! - Ops are written in the order in which they were submitted: in place only while none waits.
 //! - The caller is not held up by others: in place only where the lock is free at once, no flush or copy of the
-//!   WAL is under way, and the last write in place was not slow.
+//!   WAL is under way, it does not begin anew, and the last write in place was not slow.
 
 use std::{
     future::Future,
@@ -125,6 +125,14 @@ struct Shared {
     queued: AtomicUsize,
 }
 
+/// Who writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    /// The caller, who may be one of few threads that all requests share.
+    InPlace,
+    Thread,
+}
+
 /// What one writer at a time holds.
 struct Pen {
     connection: Connection,
@@ -222,7 +230,7 @@ impl Shared {
             return Some(job);
         }
         let began = Instant::now();
-        pen.write(&mut vec![job]);
+        pen.write(&mut vec![job], Where::InPlace);
         if began.elapsed() > SLOW {
             pen.slow_until = Some(began + SLOW_PAUSE);
         }
@@ -237,11 +245,13 @@ impl Pen {
             return false;
         }
         self.slow_until = None;
-        !self.handle.is_busy() && self.pages.load(Ordering::Relaxed) < CHECKPOINT_PAGES_FORCED
+        !self.handle.is_busy()
+            && !self.handle.begins_anew()
+            && self.pages.load(Ordering::Relaxed) < CHECKPOINT_PAGES_FORCED
     }
 
     /// Writes and answers a batch, and has the WAL copied when it is time.
-    fn write(&mut self, batch: &mut Vec<Box<dyn Job>>) {
+    fn write(&mut self, batch: &mut Vec<Box<dyn Job>>, on: Where) {
         let began = Instant::now();
         self.meters.batch.add(batch.len() as u64);
         let failure = write_batch(&self.connection, batch, &self.handle).err();
@@ -257,18 +267,22 @@ impl Pen {
             self.handle.sync(waiting);
         }
         let pages = self.pages.load(Ordering::Relaxed);
+        self.handle.written();
         self.ahead_of(pages);
         if pages < self.next_copy - CHECKPOINT_PAGES {
             self.next_copy = CHECKPOINT_PAGES; // The WAL has begun anew.
         }
-        if pages >= self.next_copy {
+        // In place nobody waits for a copy: the next op goes to the thread, which makes it.
+        let forced = pages >= CHECKPOINT_PAGES_FORCED;
+        if pages >= self.next_copy && (on == Where::Thread || !forced) {
             self.next_copy = pages + CHECKPOINT_PAGES;
-            if pages < CHECKPOINT_PAGES_FORCED {
+            if !forced {
                 self.handle.checkpoint();
-            } else if let Err(error) = sync::checkpoint(&self.connection) {
-                tracing::warn!(%error, "the write-ahead log is long and could not be copied");
             } else {
-                self.handle.read_ahead(0);
+                match sync::checkpoint(&self.connection) {
+                    Ok(all) => self.handle.copied(all),
+                    Err(error) => tracing::warn!(%error, "the write-ahead log is long and could not be copied"),
+                }
             }
         }
     }
@@ -295,7 +309,7 @@ fn run(shared: &Shared, mut inbox: Receiver<Box<dyn Job>>) {
         if count == 0 {
             return;
         }
-        pen.write(&mut batch);
+        pen.write(&mut batch, Where::Thread);
         shared.queued.fetch_sub(count, Ordering::SeqCst);
     }
 }
@@ -337,4 +351,46 @@ fn try_batch(connection: &Connection, batch: &mut [Box<dyn Job>], handle: &Handl
 
 fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use crate::{Durability, Parts, Store, error::Op};
+
+    /// The first write to a log that begins anew waits for the disk, and who asks is one of few threads.
+    #[tokio::test]
+    async fn a_log_is_begun_anew_by_the_writers_own_thread() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let log = std::fs::File::open(folder.path().join("den.db-wal")).unwrap();
+        let begun = || {
+            let mut salt = [0; 8];
+            log.read_exact_at(&mut salt, 16).ok().map(|()| salt)
+        };
+        store
+            .write(Op::Commit, Durability::Power, Parts::One, |db| Ok(db.execute_batch("CREATE TABLE t (v)")?))
+            .await
+            .unwrap();
+        let (mut anew, mut in_place) = (0, 0);
+        let mut last = begun();
+        while anew < 3 {
+            let write = store.write(Op::Commit, Durability::Process, Parts::One, |db| {
+                db.execute("INSERT INTO t VALUES (randomblob(9000))", [])?;
+                Ok(std::thread::current().name() == Some("den-store-write"))
+            });
+            let by_thread = write.await.unwrap();
+            in_place += usize::from(!by_thread);
+            if by_thread {
+                std::thread::sleep(std::time::Duration::from_millis(10)); // A copy gets all.
+            }
+            if begun() != last {
+                last = begun();
+                anew += 1;
+                assert!(by_thread, "the {anew}. time it was begun in place");
+            }
+        }
+        assert!(in_place > 0, "{in_place} were written in place");
+    }
 }

@@ -22,6 +22,14 @@ pub const PRECEDENCE_MORE_EVERY: Duration = Duration::from_millis(2);
 pub const PRECEDENCE_HOUSE_MIN: f64 = 0.1;
 /// A computer that uses all it may use has this part of its weight.
 pub const PRECEDENCE_LEAST: u32 = 64;
+/// Who has the kernel work for so many CPUs, and so much of its time, is one that holds up others.
+pub const KERNEL_CPUS_MIN: f64 = 0.3;
+/// See [`KERNEL_CPUS_MIN`].
+pub const KERNEL_PART_MIN: f64 = 0.6;
+/// Who uses so much of a CPU is at work.
+pub const AT_WORK_CPUS_MIN: f64 = 0.004;
+/// How long after others were at work a processor is left to them.
+pub const AT_WORK_FOR: Duration = Duration::from_secs(2);
 /// What the logs of one computer's ended steps may take on disk; the oldest go first.
 pub const LOGS_KEEP_BYTES: Bytes = Bytes::gib(4);
 /// Logs that are made ahead at most, for steps to come.

@@ -1,8 +1,9 @@
-//! Who has kept processors busy goes after who has not.
+//! Who has kept processors busy goes after who has not, and leaves one of them to others where it keeps the kernel busy.
 //!
 //! ```text
 //! every 250 ms: what the house used ─ little ─► nothing more
 //!                                   └ much ──► use of each computer ─► weight
+//!                                              of that the kernel's ─► all processors, or all but one
 //!
 //! use, of what it may use    0 %   12 %   25 %   50 %   100 %
 //! weight                     1     1/2    1/5    1/17   1/64
@@ -15,9 +16,14 @@
 //!
 //! Use is smoothed over some looks: a weight that shrinks with use lessens use, and would swing without.
 //!
+//! No weight helps while the kernel works for somebody: most kernels finish a system call, or some milliseconds of it,
+//! before another has the processor. So who has it work for most of its time runs on all processors but one while
+//! others that do not are at work, and for some seconds after. Computing is no such work, and alone, or among its like,
+//! a computer has all processors.
+//!
 //! Invariants:
-//! - The first look of a daemon writes all weights, so that one that died leaves nobody behind for good; what the
-//!   launcher writes with new limits is corrected at the next look.
+//! - The first look of a daemon writes all weights and gives all processors back, so that one that died leaves nobody
+//!   behind for good; what the launcher writes with new limits is corrected at the next look.
 //! - An idle house costs one small file a look.
 
 use std::{
@@ -32,7 +38,10 @@ use den_sys::cgroup::{self, Cgroups};
 use crate::{
     control::{Inner, blocking},
     handle::Handle,
-    limits::{PRECEDENCE_EVERY, PRECEDENCE_HOUSE_MIN, PRECEDENCE_LEAST, PRECEDENCE_MORE_EVERY},
+    limits::{
+        AT_WORK_CPUS_MIN, AT_WORK_FOR, KERNEL_CPUS_MIN, KERNEL_PART_MIN, PRECEDENCE_EVERY, PRECEDENCE_HOUSE_MIN,
+        PRECEDENCE_LEAST, PRECEDENCE_MORE_EVERY,
+    },
 };
 
 /// What a computer weighs where nothing is shared in proportion to limits: the kernel's own default, that of one CPU.
@@ -43,6 +52,8 @@ const NEWEST: f64 = 1.0 / 3.0;
 const ALL: f64 = 1.1;
 /// A weight within so much of the one that is wanted stays.
 const NEAR: f64 = 0.2;
+/// Who kept the kernel busy for so much of late is held, until it is less than the second.
+const HELD: [f64; 2] = [0.5, 0.2];
 
 /// A computer at the last look.
 #[derive(Debug, Clone, Copy)]
@@ -52,13 +63,28 @@ struct Seen {
     /// CPU time of late, of what it may use: 0 to 1.
     used: f64,
     weight: u32,
+    /// What of `cpu_us` was the kernel's, where it used so much that it was looked at.
+    system_us: Option<u64>,
+    /// How much of late it kept the kernel busy: 0 to 1.
+    kernel: f64,
+    /// Whether it leaves a processor to others.
+    held: bool,
+}
+
+/// What one look leaves to the next.
+#[derive(Default)]
+struct Looks {
+    computers: HashMap<ComputerId, Seen>,
+    /// When one was at work last that others held up.
+    at_work: Option<Instant>,
+    /// Whether one has less than its weight, or than all processors.
+    lessened: bool,
 }
 
 /// Looks until the house is dropped.
 pub(crate) async fn run(house: Weak<Inner>) {
-    let (mut cgroups, mut wait) = (None, PRECEDENCE_EVERY);
-    let (mut last, mut seen) = (None, HashMap::new());
-    let mut lessened = true;
+    let (mut cgroups, mut wait, mut last) = (None, PRECEDENCE_EVERY, None);
+    let mut looks = Looks { lessened: true, ..Looks::default() };
     loop {
         tokio::time::sleep(wait).await;
         let Some(inner) = house.upgrade() else { return };
@@ -74,18 +100,18 @@ pub(crate) async fn run(house: Weak<Inner>) {
         let busy = last
             .replace((now, cpu_us))
             .is_some_and(|(at, before)| cpus(cpu_us, before, now, at) >= PRECEDENCE_HOUSE_MIN);
-        if !busy && !lessened {
+        if !busy && !looks.lessened {
             (cgroups, wait) = (Some(found), PRECEDENCE_EVERY);
             continue;
         }
-        let (before, looked) = (std::mem::take(&mut seen), Arc::clone(&inner));
+        let (before, looked) = (std::mem::take(&mut looks), Arc::clone(&inner));
         let done = blocking(move || {
-            let seen = look(&looked, &found, &before);
-            (found, seen)
+            let looks = look(&looked, &found, before);
+            (found, looks)
         });
-        let Ok((found, (now_seen, now_lessened))) = done.await else { continue };
-        (seen, lessened) = (now_seen, now_lessened);
-        wait = PRECEDENCE_EVERY + PRECEDENCE_MORE_EVERY * seen.len() as u32;
+        let Ok((found, now)) = done.await else { continue };
+        looks = now;
+        wait = PRECEDENCE_EVERY + PRECEDENCE_MORE_EVERY * looks.computers.len() as u32;
         cgroups = Some(found);
     }
 }
@@ -107,21 +133,37 @@ fn near(there: u32, wanted: u32, whole: u32) -> bool {
     there == wanted || wanted != whole && f64::from(there.abs_diff(wanted)) <= f64::from(wanted) * NEAR
 }
 
-/// Those that run, and whether one of them has less than its weight. Blocks: some microseconds each.
-fn look(inner: &Inner, cgroups: &Cgroups, last: &HashMap<ComputerId, Seen>) -> (HashMap<ComputerId, Seen>, bool) {
+/// Looks at those that run. Blocks: some microseconds each.
+fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
     let weighs_default = inner.pools.weighs_default();
     let host = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
-    let (mut seen, mut lessened) = (HashMap::new(), false);
+    let mut looks = Looks { at_work: before.at_work, ..Looks::default() };
+    let mut kept_busy = Vec::new();
     for handle in inner.registry.all() {
         let Some(cgroup) = cgroup_of(&handle) else { continue };
         let Some(cpu_us) = cgroups.cpu_us(&cgroup) else { continue };
-        let (at, before) = (Instant::now(), last.get(&handle.id));
+        let (at, before) = (Instant::now(), before.computers.get(&handle.id));
         let milli = handle.limits().cpus.0;
         let may = (f64::from(milli) / 1000.0).clamp(0.001, host);
-        let used = before.map_or(0.0, |before| {
-            let now = (cpus(cpu_us, before.cpu_us, at, before.at) / may).min(1.0);
-            (now - before.used).mul_add(NEWEST, before.used)
-        });
+        let now = before.map_or(0.0, |before| cpus(cpu_us, before.cpu_us, at, before.at));
+        let used = before.map_or(0.0, |before| ((now / may).min(1.0) - before.used).mul_add(NEWEST, before.used));
+
+        let was = before.map_or(0.0, |before| before.kernel);
+        let system_us = (now >= KERNEL_CPUS_MIN || was > 0.0).then(|| cgroups.system_us(&cgroup)).flatten();
+        let system = before.and_then(|before| Some(cpus(system_us?, before.system_us?, at, before.at))).unwrap_or(0.0);
+        let kernel = kept_kernel_busy(was, now, system);
+        let held = before.map_or_else(|| cgroups.is_held(&cgroup), |before| before.held);
+        if kernel > HELD[usize::from(held)] {
+            kept_busy.push((handle.id, cgroup.clone()));
+        } else {
+            if now >= AT_WORK_CPUS_MIN {
+                looks.at_work = Some(at);
+            }
+            if held {
+                hold(cgroups, &handle.id, &cgroup, None);
+            }
+        }
+
         let whole = if weighs_default || cgroup.contains('/') { milli } else { WHOLE };
         let wanted = weight(whole, used);
         // Where it weighs less, the launcher may have written another one with other limits.
@@ -136,10 +178,54 @@ fn look(inner: &Inner, cgroups: &Cgroups, last: &HashMap<ComputerId, Seen>) -> (
                 wanted
             }
         };
-        lessened |= weight != whole;
-        seen.insert(handle.id, Seen { at, cpu_us, used, weight });
+        looks.lessened |= weight != whole;
+        let held = held && kernel > HELD[1];
+        looks.computers.insert(handle.id, Seen { at, cpu_us, used, weight, system_us, kernel, held });
     }
-    (seen, lessened)
+    leave_one(cgroups, &kept_busy, &mut looks);
+    looks
+}
+
+/// Has those that keep the kernel busy leave a processor to the others, where these are at work.
+fn leave_one(cgroups: &Cgroups, kept_busy: &[(ComputerId, String)], looks: &mut Looks) {
+    let others = looks.at_work.is_some_and(|at| at.elapsed() < AT_WORK_FOR);
+    let fewer = if others && !kept_busy.is_empty() { cgroups.processors() } else { None };
+    let fewer = fewer.as_deref().and_then(all_but_one);
+    for (id, cgroup) in kept_busy {
+        let Some(seen) = looks.computers.get_mut(id) else { continue };
+        if seen.held != fewer.is_some() {
+            hold(cgroups, id, cgroup, fewer.as_deref());
+            seen.held = fewer.is_some();
+        }
+        looks.lessened |= seen.held;
+    }
+}
+
+fn hold(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, processors: Option<&str>) {
+    if let Err(error) = cgroups.hold_to(cgroup, processors) {
+        tracing::debug!(computer = %id, %error, "its processors are not changed");
+    }
+}
+
+/// How much one keeps the kernel busy of late that has used so many CPUs since, so many of them in the kernel.
+fn kept_kernel_busy(before: f64, used: f64, system: f64) -> f64 {
+    let now = system >= KERNEL_CPUS_MIN && system >= used * KERNEL_PART_MIN;
+    let kernel = (f64::from(u8::from(now)) - before).mul_add(NEWEST, before);
+    if kernel < 0.01 { 0.0 } else { kernel }
+}
+
+/// A list of processors (cpuset(7), "List format") without its last; none where that is all.
+fn all_but_one(list: &str) -> Option<String> {
+    let (before, last) = list.rsplit_once(',').map_or(("", list), |(before, last)| (before, last));
+    let last = last.split_once('-').and_then(|(first, last)| {
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?.checked_sub(1)?);
+        (first <= last).then(|| if first == last { first.to_string() } else { format!("{first}-{last}") })
+    });
+    match (before, last) {
+        ("", last) => last,
+        (before, None) => Some(before.to_owned()),
+        (before, Some(last)) => Some(format!("{before},{last}")),
+    }
 }
 
 /// The cgroup of a computer that runs.
@@ -153,7 +239,7 @@ fn cgroup_of(handle: &Handle) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{NEWEST, near, weight};
+    use super::{HELD, NEWEST, all_but_one, kept_kernel_busy, near, weight};
 
     #[test]
     fn a_weight_shrinks_with_use() {
@@ -161,6 +247,32 @@ mod tests {
         assert_eq!(weights, [1000, 504, 203, 60, 16]);
         assert_eq!((weight(10, 1.0), weight(1000, 0.03)), (1, 1000));
         assert!(near(100, 110, 1000) && !near(100, 200, 1000) && !near(999, 1000, 1000));
+    }
+
+    #[test]
+    fn a_list_loses_its_last_processor() {
+        let lists = ["0-1", "0-3", "0,2", "0-1,4-7", "0-3,5", "0-2,4-5"].map(all_but_one);
+        let fewer = ["0", "0-2", "0", "0-1,4-6", "0-3", "0-2,4"].map(|list| Some(list.to_owned()));
+        assert_eq!(lists, fewer);
+        assert_eq!((all_but_one("0"), all_but_one("3"), all_but_one("")), (None, None, None));
+    }
+
+    /// Some looks make the difference, so that a command of a moment changes nothing.
+    #[test]
+    fn who_keeps_the_kernel_busy_is_known_after_some_looks() {
+        let looks = |mut kernel: f64, used: f64, system: f64, until: &dyn Fn(f64) -> bool| {
+            (1..100).find(|_| {
+                kernel = kept_kernel_busy(kernel, used, system);
+                until(kernel)
+            })
+        };
+        assert_eq!(looks(0.0, 2.0, 1.6, &|kernel| kernel > HELD[0]), Some(2));
+        assert_eq!(looks(1.0, 0.0, 0.0, &|kernel| kernel <= HELD[1]), Some(4));
+        assert_eq!(looks(1.0, 0.0, 0.0, &|kernel| kernel == 0.0), Some(12));
+        // One that computes, and one that does little.
+        for (used, system) in [(2.0, 0.8), (0.2, 0.2)] {
+            assert_eq!(looks(0.0, used, system, &|kernel| kernel > 0.0), None);
+        }
     }
 
     /// Two that want all there is, one of which comes later: they share, and stay so.

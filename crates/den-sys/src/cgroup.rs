@@ -30,8 +30,16 @@ use crate::mount::{self, Detached, unescape};
 /// The period of CPU bandwidth, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 
+/// What all that an instance runs weighs beside the host's own services, the daemon among them: a fifth of one of them
+/// (of 1000, see [`Cgroups::weigh`]). A fraction, so that what the daemon does for one computer is not held up by what
+/// another does.
+const INSTANCE_WEIGHT: u32 = 200;
+
 /// v1 controllers that a computer is put under.
-const V1_CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuacct"];
+const V1_CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", CPUSET];
+
+/// The controller of the processors that a cgroup may use. All works without it but for [`Cgroups::hold_to`].
+const CPUSET: &str = "cpuset";
 
 /// The v1 controller that stops processes, where no cgroup2 is mounted that can.
 const V1_FREEZER: &str = "freezer";
@@ -209,9 +217,16 @@ impl Cgroups {
         };
         let mut v1 = Vec::new();
         for (controller, mount) in &hierarchies.v1 {
-            v1.push((*controller, make_and_open(rustix::fs::CWD, &mount.join(instance))?));
+            let directory = make_and_open(rustix::fs::CWD, &mount.join(instance))?;
+            // Nobody can be put where no processors are.
+            if *controller != CPUSET || fill_cpuset(mount, directory.as_fd()).is_ok() {
+                v1.push((*controller, directory));
+            }
         }
-        Ok(Self { layout: hierarchies.layout, unified, v1 })
+        let cgroups = Self { layout: hierarchies.layout, unified, v1 };
+        // No limit: they have all that nobody else wants. A kernel without it has them weigh as much as the rest.
+        let _ = cgroups.weigh("", INSTANCE_WEIGHT);
+        Ok(cgroups)
     }
 
     /// Opens what there is of `<instance>`, to look into it: nothing is made.
@@ -222,7 +237,10 @@ impl Cgroups {
             Some(mount) => Some(open(mount)?),
             None => new_unified().ok().and_then(|root| open_directory(root.as_fd(), instance).ok()),
         };
-        let v1 = hierarchies.v1.iter().map(|(controller, mount)| Ok((*controller, open(mount)?)));
+        let v1 = hierarchies.v1.iter().filter_map(|(controller, mount)| match open(mount) {
+            Err(_) if *controller == CPUSET => None, // An earlier version made none.
+            directory => Some(directory.map(|directory| (*controller, directory))),
+        });
         Ok(Self { layout: hierarchies.layout, unified, v1: v1.collect::<Result<_, SysError>>()? })
     }
 
@@ -398,6 +416,50 @@ impl Cgroups {
         }
     }
 
+    /// CPU time of the cgroup `name` and all below it that the kernel worked for it, in microseconds, counted by ticks.
+    pub fn system_us(&self, name: &str) -> Option<u64> {
+        match self.layout {
+            Layout::V2 => {
+                let stat = read_below(self.controller("cpu")?, name, "cpu.stat")?;
+                stat.lines().find_map(|line| line.strip_prefix("system_usec ")?.trim().parse().ok())
+            }
+            Layout::V1 => {
+                let usage = read_below(self.controller("cpuacct")?, name, "cpuacct.usage_sys")?;
+                usage.trim().parse::<u64>().ok().map(|ns| ns / 1000)
+            }
+        }
+    }
+
+    /// The processors that there are for the instance, as a list (cpuset(7), "List format"). None: they cannot be
+    /// divided here.
+    pub fn processors(&self) -> Option<String> {
+        let file = match self.layout {
+            Layout::V2 => "cpuset.cpus.effective",
+            Layout::V1 => "cpuset.cpus",
+        };
+        let list = read_below(self.controller(CPUSET)?, "", file)?.trim().to_owned();
+        (!list.is_empty()).then_some(list)
+    }
+
+    /// Lets the cgroup `name` run on these processors alone, a list as in [`Cgroups::processors`]; none: on all.
+    ///
+    /// Errors: `ENOENT` for one that was made before cgroups had this.
+    pub fn hold_to(&self, name: &str, processors: Option<&str>) -> Result<(), SysError> {
+        let Some(directory) = self.controller(CPUSET) else { return Ok(()) };
+        let all = match self.layout {
+            Layout::V2 => "\n".to_owned(), // Nothing: as those above it. An empty write is none.
+            Layout::V1 => self.processors().unwrap_or_default(),
+        };
+        write_below(directory, name, "cpuset.cpus", processors.unwrap_or(&all))
+    }
+
+    /// Whether the cgroup `name` is held to a part of the processors.
+    pub fn is_held(&self, name: &str) -> bool {
+        let held = self.controller(CPUSET).and_then(|directory| read_below(directory, name, "cpuset.cpus"));
+        let held = held.as_deref().map_or("", str::trim);
+        !held.is_empty() && self.processors().is_some_and(|all| all != held)
+    }
+
     /// Whether the cgroup `name` has the share that [`Cgroups::weigh`] gives for `cpu_milli`.
     pub fn weighs(&self, name: &str, cpu_milli: u32) -> bool {
         let (file, value) = self.share(cpu_milli);
@@ -528,9 +590,19 @@ fn quota(cpu_milli: u32) -> u64 {
 }
 
 fn enable_controllers(directory: BorrowedFd<'_>) {
-    for controller in ["+memory", "+pids", "+cpu", "+io"] {
+    for controller in ["+memory", "+pids", "+cpu", "+io", "+cpuset"] {
         let _ = write_below(directory, "", "cgroup.subtree_control", controller);
     }
+}
+
+/// Gives the v1 cgroup of an instance what the hierarchy at `mount` has, and has those below it begin with the same.
+fn fill_cpuset(mount: &Path, directory: BorrowedFd<'_>) -> Result<(), SysError> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let path = mount.join(file);
+        let all = std::fs::read_to_string(&path).map_err(|error| SysError::io("read", &path, &error))?;
+        write_below(directory, "", file, all.trim())?;
+    }
+    write_below(directory, "", "cgroup.clone_children", "1")
 }
 
 /// A mount of cgroup2, attached nowhere; it ends with what was opened in it. Its root is that of this process's

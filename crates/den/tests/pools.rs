@@ -230,6 +230,8 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
         cells.filter(|name| !cgroups.weighs(name, 1000) && !cgroups.weighs(name, 1500)).count()
     };
     assert_eq!(behind(&house), 0);
+    // All of them together, beside the daemon and what else the host does.
+    assert!(cgroups(&house).weighs("", 200));
     let spin = "while [ ! -e /root/enough ]; do :; done";
     house.den(&["exec", "-d", "busy", "--", "sh", "-c", spin]).ok();
     eventually(LONG, "one goes after others", || behind(&house) == 1);
@@ -244,6 +246,49 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
     house.start();
     house.sh("busy", "touch /root/enough").ok();
     eventually(LONG, "it is in its turn again", || behind(&house) == 0);
+    house.close();
+}
+
+#[test]
+fn who_keeps_the_kernel_busy_leaves_a_processor_to_those_at_work() {
+    let mut house = House::open(DEN);
+    let all = cgroups(&house).processors().expect("processors that can be divided");
+    if all.parse::<u32>().is_ok() {
+        return; // There is one.
+    }
+    house.den(&["pool", "new", "team"]).ok();
+    for name in ["busy", "other"] {
+        new(&house, name, "team", &[]).ok();
+    }
+    new(&house, "calm", "default", &[]).ok();
+    let held = |house: &House| {
+        let cgroups = cgroups(house);
+        let cells = cgroups.list_in("p1").into_iter().map(|name| format!("p1/{name}"));
+        cells.chain(cgroups.list()).filter(|name| cgroups.is_held(name)).count()
+    };
+    let copy = "while [ ! -e /root/enough ]; do dd if=/dev/zero of=/dev/null bs=1M count=1000 2>/dev/null; done";
+    house.den(&["exec", "-d", "busy", "--", "sh", "-c", copy]).ok();
+    house.den(&["exec", "-d", "other", "--", "sh", "-c", copy]).ok();
+    // Nobody else is at work: all processors are theirs.
+    thread::sleep(MEASURED);
+    assert_eq!(held(&house), 0);
+    let at_work = |house: &House, is: usize| {
+        house.sh("calm", "true").ok();
+        held(house) == is
+    };
+    eventually(LONG, "they leave one to it", || at_work(&house, 2));
+    // What they see is what they have.
+    let count = house.sh("busy", "nproc; grep -c ^processor /proc/cpuinfo").ok();
+    assert_eq!(count, house.sh("calm", "nproc; grep -c ^processor /proc/cpuinfo").ok());
+    eventually(LONG, "it stops, and they have it back", || held(&house) == 0);
+    eventually(LONG, "it goes on, and they leave it", || at_work(&house, 2));
+    house.sh("other", "touch /root/enough").ok();
+    eventually(LONG, "one has enough", || at_work(&house, 1));
+    house.kill_serve();
+    assert_eq!(held(&house), 1);
+    house.start();
+    eventually(LONG, "the next daemon gives all back", || held(&house) == 0);
+    house.sh("busy", "touch /root/enough").ok();
     house.close();
 }
 

@@ -50,6 +50,10 @@ fn controllers(found: &Hierarchies) -> Check {
     match in_own_group(unified, |groups| {
         groups.limit("trial", &Limits { cpu_milli: 500, memory_bytes: 64 << 20, pids: 64 })
     }) {
+        Ok(()) if !there("cpuset") => {
+            let means = "a computer that keeps the kernel busy leaves no processor to others";
+            Check::warn(NAME, format!("{layout}; cpu, memory and pids take limits; there is no cpuset"), means)
+        }
         Ok(()) => Check::ok(NAME, format!("{layout}; cpu, memory and pids take limits")),
         Err(error) => Check::fail(NAME, format!("{layout}; {error}"), "computers would not be held to their limits"),
     }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `statfs`, `fstatfs` | on the computer's disk (its root, what is bound from it, overlays on it): its limit and use |
 //! | `sysinfo` | memory, swap, load, processes of the computer |
-//! | `sched_getaffinity` | the first of those processors that the thread may run on, as many as the limit allows |
+//! | `sched_getaffinity` | the first of those processors that the thread may run on, as many as the limit allows, also while the computer leaves one to others |
 //!
 //! Whatever cannot be found out, or is no different, goes on as the caller's own call: so an error is always the
 //! kernel's. Nothing here is a wall: a caller that changes its arguments meanwhile learns of the host what it could
@@ -18,7 +18,7 @@ use den_sys::notify::{self, Acting, Call, FileSystem, Listener, System};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::share::{Disk, Share};
+use super::share::{self, Disk, MASK_BYTES_MAX, Share};
 
 /// Files that are asked about at a time, each by a thread, where that may take a while.
 const LOOKING_MAX: usize = 8;
@@ -27,8 +27,6 @@ const STACK_BYTES: usize = 64 << 10;
 /// Magic numbers of what the computer's disk is seen through.
 const OVERLAY: u64 = 0x794c_7630;
 const BTRFS: u64 = 0x9123_683e;
-/// The longest mask of processors that is looked at, in bytes.
-const MASK_BYTES_MAX: usize = 1024;
 
 /// Threads that do.
 static LOOKING: AtomicUsize = AtomicUsize::new(0);
@@ -219,7 +217,11 @@ fn affinity(share: &Share, call: &Call) -> Option<Done> {
     let mut mask = [0; MASK_BYTES_MAX];
     let length = usize::try_from(call.arguments[1] as u32).ok()?.min(MASK_BYTES_MAX);
     let written = notify::affinity(thread, &mut mask[..length]).ok()?;
-    let mask = first(&mask[..written], share.processors())?;
+    let (mask, processors) = (&mask[..written], share.processors());
+    let mask = match share.not_held_back(mask) {
+        Some(whole) => first(&whole, processors).unwrap_or(whole),
+        None => first(mask, processors)?,
+    };
     Some(Done { value: written as i64, address: call.arguments[2], bytes: mask })
 }
 
@@ -241,8 +243,7 @@ fn whom(share: &Share, thread: i32, named: i32) -> Option<i32> {
 
 /// The first `count` of those in `mask`; `None` if there are no more.
 fn first(mask: &[u8], count: usize) -> Option<Vec<u8>> {
-    let all: usize = mask.iter().map(|byte| byte.count_ones() as usize).sum();
-    if all <= count {
+    if share::count(mask) <= count {
         return None;
     }
     let mut left = count;

@@ -48,7 +48,17 @@ pub struct Share {
     processes: Option<File>,
     disk: Option<DiskFiles>,
     load: RefCell<Load>,
+    /// The most processors that this process was seen to have: it may be held to fewer for a while.
+    widest: RefCell<Vec<u8>>,
     at_boot: Counts,
+}
+
+/// Bytes of the longest mask of processors that is looked at.
+pub const MASK_BYTES_MAX: usize = 1024;
+
+/// Processors in a mask.
+pub fn count(mask: &[u8]) -> usize {
+    mask.iter().map(|byte| byte.count_ones() as usize).sum()
 }
 
 /// Memory in bytes.
@@ -155,7 +165,9 @@ impl Share {
             unified.as_ref().and_then(|at| file(at, "pids.current")).or_else(|| file(&v1("pids")?, "pids.current"));
         let disk = counter.and_then(DiskFiles::open);
         let load = RefCell::new(Load { at: uptime(), ..Load::default() });
-        let mut share = Self { proc, root, device, memory, processor, processes, disk, load, at_boot: Counts::new() };
+        let (widest, at_boot) = (RefCell::default(), Counts::new());
+        let mut share = Self { proc, root, device, memory, processor, processes, disk, load, widest, at_boot };
+        share.own_processors(); // Before it is held to fewer.
         share.at_boot = files::counts(&share.kernel_text("stat", |_| false));
         Ok(share)
     }
@@ -182,15 +194,33 @@ impl Share {
 
     /// How many processors: the limit rounded up, no more than the host has.
     pub fn processors(&self) -> usize {
-        let mut mask = [0; 1024];
-        let host = notify::affinity(0, &mut mask)
-            .map_or(1, |bytes| mask[..bytes].iter().map(|byte| byte.count_ones() as usize).sum());
+        self.own_processors();
+        let host = count(&self.widest.borrow()).max(1);
         let limit = self
             .processor
             .as_ref()
             .and_then(ProcessorFiles::limit_milli)
             .map_or(host, |milli| usize::try_from(milli.div_ceil(1000)).unwrap_or(host));
         limit.clamp(1, host.max(1))
+    }
+
+    /// The processors that a thread would have that has those of `mask` now: where this process is held to fewer than
+    /// it had, and the thread to the same, those that this process had.
+    pub fn not_held_back(&self, mask: &[u8]) -> Option<Vec<u8>> {
+        let own = self.own_processors();
+        let widest = self.widest.borrow();
+        (mask == own && own != *widest).then(|| widest.clone())
+    }
+
+    /// Those of this process, now.
+    fn own_processors(&self) -> Vec<u8> {
+        let mut mask = [0; MASK_BYTES_MAX];
+        let own = notify::affinity(0, &mut mask).map_or(&[][..], |bytes| &mask[..bytes]).to_vec();
+        let mut widest = self.widest.borrow_mut();
+        if count(&own) > count(&widest) {
+            widest.clone_from(&own);
+        }
+        own
     }
 
     /// User and system time of all that ran in it, in microseconds.

@@ -26,8 +26,8 @@ pub const PRECEDENCE_LEAST: u32 = 64;
 pub const KERNEL_CPUS_MIN: f64 = 0.3;
 /// See [`KERNEL_CPUS_MIN`].
 pub const KERNEL_PART_MIN: f64 = 0.6;
-/// Who uses so much of a CPU is at work.
-pub const AT_WORK_CPUS_MIN: f64 = 0.004;
+/// Who uses so much of a CPU is at work: a command of 5 ms between two looks, and no server that waits.
+pub const AT_WORK_CPUS_MIN: f64 = 0.02;
 /// How long after others were at work a processor is left to them.
 pub const AT_WORK_FOR: Duration = Duration::from_secs(2);
 /// What the logs of one computer's ended steps may take on disk; the oldest go first.

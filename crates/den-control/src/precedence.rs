@@ -155,13 +155,8 @@ fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
         let held = before.map_or_else(|| cgroups.is_held(&cgroup), |before| before.held);
         if kernel > HELD[usize::from(held)] {
             kept_busy.push((handle.id, cgroup.clone()));
-        } else {
-            if now >= AT_WORK_CPUS_MIN {
-                looks.at_work = Some(at);
-            }
-            if held {
-                hold(cgroups, &handle.id, &cgroup, None);
-            }
+        } else if now >= AT_WORK_CPUS_MIN {
+            looks.at_work = Some(at);
         }
 
         let whole = if weighs_default || cgroup.contains('/') { milli } else { WHOLE };
@@ -179,7 +174,8 @@ fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
             }
         };
         looks.lessened |= weight != whole;
-        let held = held && kernel > HELD[1];
+        let held = held && (kernel > HELD[1] || !hold(cgroups, &handle.id, &cgroup, None));
+        looks.lessened |= held;
         looks.computers.insert(handle.id, Seen { at, cpu_us, used, weight, system_us, kernel, held });
     }
     leave_one(cgroups, &kept_busy, &mut looks);
@@ -193,18 +189,20 @@ fn leave_one(cgroups: &Cgroups, kept_busy: &[(ComputerId, String)], looks: &mut 
     let fewer = fewer.as_deref().and_then(all_but_one);
     for (id, cgroup) in kept_busy {
         let Some(seen) = looks.computers.get_mut(id) else { continue };
-        if seen.held != fewer.is_some() {
-            hold(cgroups, id, cgroup, fewer.as_deref());
+        if seen.held != fewer.is_some() && hold(cgroups, id, cgroup, fewer.as_deref()) {
             seen.held = fewer.is_some();
         }
         looks.lessened |= seen.held;
     }
 }
 
-fn hold(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, processors: Option<&str>) {
-    if let Err(error) = cgroups.hold_to(cgroup, processors) {
+/// Whether that is done; the next look tries again.
+fn hold(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, processors: Option<&str>) -> bool {
+    let held = cgroups.hold_to(cgroup, processors);
+    if let Err(error) = &held {
         tracing::debug!(computer = %id, %error, "its processors are not changed");
     }
+    held.is_ok()
 }
 
 /// How much one keeps the kernel busy of late that has used so many CPUs since, so many of them in the kernel.

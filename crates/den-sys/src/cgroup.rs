@@ -446,10 +446,9 @@ impl Cgroups {
     /// Errors: `ENOENT` for one that was made before cgroups had this.
     pub fn hold_to(&self, name: &str, processors: Option<&str>) -> Result<(), SysError> {
         let Some(directory) = self.controller(CPUSET) else { return Ok(()) };
-        let all = match self.layout {
-            Layout::V2 => "\n".to_owned(), // Nothing: as those above it. An empty write is none.
-            Layout::V1 => self.processors().unwrap_or_default(),
-        };
+        // Written out, on v2 too: the kernel gives no cgroup with processes the empty list back that it began with
+        // (ENOSPC, `validate_change` of kernel/cgroup/cpuset.c, Linux 6.1).
+        let all = self.processors().unwrap_or_default();
         write_below(directory, name, "cpuset.cpus", processors.unwrap_or(&all))
     }
 

@@ -7,6 +7,7 @@
 //!    ├──────────────── answers Power ◄── sync thread: one fdatasync of the WAL for all who wait
 //!    │
 //!    └── reads: a few read-only connections        checkpoint thread: WAL ──► den.db
+//!                                                  ahead thread: has in memory what of the WAL is written over next
 //! ```
 //!
 //! **Two durabilities.** A commit writes its frames into the WAL file, so once it has returned, the
@@ -22,7 +23,7 @@
 //! before it calls the frames copied, and the WAL begins anew only when all were. The directory is
 //! synced by SQLite when it first syncs a WAL it made, which under NORMAL is before the first frame.
 //! The WAL file keeps its inode while a connection is open, and SQLite holds its locks on other
-//! files, so our own descriptor neither goes stale nor drops a lock when closed.
+//! files, so our own descriptors neither go stale nor drop a lock when closed.
 //!
 //! Invariants:
 //! - An acknowledged fact is there after the next open; one not acknowledged is there whole or not at all.

@@ -51,12 +51,9 @@ pub(crate) struct Syncer {
 pub(crate) struct Handle {
     waiters: Sender<Vec<Box<dyn Job>>>,
     checkpoint: SyncSender<()>,
-    /// Frames that are written soon.
-    ahead: Sender<i32>,
     /// Flushes and copies that are asked for and not done.
     busy: Arc<AtomicUsize>,
-    /// All of the WAL was copied: the next write begins it anew, and flushes its head.
-    anew: Arc<AtomicBool>,
+    next: Next,
     pub(crate) path: Arc<Path>,
 }
 
@@ -77,16 +74,14 @@ impl Syncer {
         let (checkpoint, orders) = mpsc::sync_channel(1);
         let busy = Arc::new(AtomicUsize::new(0));
         let (ahead, frames) = mpsc::channel();
-        let again = ahead.clone();
-        let (syncing, copying) = (Arc::clone(&busy), Arc::clone(&busy));
-        let anew = Arc::new(AtomicBool::new(false));
-        let copied = Copied { anew: Arc::clone(&anew), ahead: again };
+        let next = Next { anew: Arc::default(), ahead };
+        let (syncing, copying, copied) = (Arc::clone(&busy), Arc::clone(&busy), next.clone());
         let sync = spawn("den-store-sync", move || run_syncs(&file, &wal, &inbox, &syncing, &meters));
         let copy = spawn("den-store-copy", move || run_checkpoints(&connection, &orders, &copying, &copied));
-        let ahead_thread = spawn("den-store-ahead", move || frames.iter().for_each(|frame| read_ahead(&read, frame)));
-        let threads = [sync, copy, ahead_thread].into_iter().collect::<Result<_, _>>();
+        let reading = spawn("den-store-ahead", move || frames.iter().for_each(|frame| read_ahead(&read, frame)));
+        let threads = [sync, copy, reading].into_iter().collect::<Result<_, _>>();
         let threads = threads.map_err(|source| failed("start a thread for", path, source))?;
-        Ok(Self { handle: Some(Handle { waiters, checkpoint, ahead, busy, anew, path: path.into() }), threads })
+        Ok(Self { handle: Some(Handle { waiters, checkpoint, busy, next, path: path.into() }), threads })
     }
 
     pub(crate) fn handle(&self) -> Handle {
@@ -121,7 +116,28 @@ impl Handle {
         }
     }
 
-    /// Whether the next write begins the WAL anew, and so waits for the disk.
+    /// What the next write meets.
+    pub(crate) fn next(&self) -> &Next {
+        &self.next
+    }
+
+    /// Whether the WAL is being flushed or copied: a write to it may wait for that.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// What is known of the write to come.
+#[derive(Clone)]
+pub(crate) struct Next {
+    /// All of the WAL was copied: it begins it anew, and flushes its head.
+    anew: Arc<AtomicBool>,
+    /// Frames that are written soon.
+    ahead: Sender<i32>,
+}
+
+impl Next {
+    /// Whether it begins the WAL anew, and so waits for the disk.
     pub(crate) fn begins_anew(&self) -> bool {
         self.anew.load(Ordering::Relaxed)
     }
@@ -133,7 +149,7 @@ impl Handle {
         }
     }
 
-    /// The writer itself copied; whether that was all.
+    /// The WAL was copied; whether all of it.
     pub(crate) fn copied(&self, all: bool) {
         self.anew.store(all, Ordering::Relaxed);
         self.read_ahead(0);
@@ -142,11 +158,6 @@ impl Handle {
     /// Has the frames from this one on in memory soon.
     pub(crate) fn read_ahead(&self, frame: i32) {
         let _ = self.ahead.send(frame); // A thread that has gone is no loss: commits read for themselves.
-    }
-
-    /// Whether the WAL is being flushed or copied: a write to it may wait for that.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -188,23 +199,16 @@ fn read_ahead(wal: &File, frame: i32) {
     }
 }
 
-/// Whom a copy that got all concerns.
-struct Copied {
-    anew: Arc<AtomicBool>,
-    ahead: Sender<i32>,
-}
-
 /// Passive copies only: they wait for no reader and hold up no writer.
-fn run_checkpoints(connection: &Connection, orders: &Receiver<()>, busy: &AtomicUsize, copied: &Copied) {
+fn run_checkpoints(connection: &Connection, orders: &Receiver<()>, busy: &AtomicUsize, next: &Next) {
     while orders.recv().is_ok() {
         match checkpoint(connection) {
-            Ok(all) => copied.anew.store(all, Ordering::Relaxed),
+            Ok(all) => next.copied(all),
             Err(error) => {
                 tracing::warn!(%error, "the write-ahead log could not be copied; it will be tried again");
             }
         }
         busy.fetch_sub(1, Ordering::Relaxed);
-        let _ = copied.ahead.send(0);
     }
 }
 

@@ -246,7 +246,7 @@ impl Pen {
         }
         self.slow_until = None;
         !self.handle.is_busy()
-            && !self.handle.begins_anew()
+            && !self.handle.next().begins_anew()
             && self.pages.load(Ordering::Relaxed) < CHECKPOINT_PAGES_FORCED
     }
 
@@ -267,7 +267,7 @@ impl Pen {
             self.handle.sync(waiting);
         }
         let pages = self.pages.load(Ordering::Relaxed);
-        self.handle.written();
+        self.handle.next().written();
         self.ahead_of(pages);
         if pages < self.next_copy - CHECKPOINT_PAGES {
             self.next_copy = CHECKPOINT_PAGES; // The WAL has begun anew.
@@ -280,7 +280,7 @@ impl Pen {
                 self.handle.checkpoint();
             } else {
                 match sync::checkpoint(&self.connection) {
-                    Ok(all) => self.handle.copied(all),
+                    Ok(all) => self.handle.next().copied(all),
                     Err(error) => tracing::warn!(%error, "the write-ahead log is long and could not be copied"),
                 }
             }
@@ -294,7 +294,7 @@ impl Pen {
             self.next_ahead = pages;
         }
         while self.next_ahead < pages + AHEAD {
-            self.handle.read_ahead(self.next_ahead);
+            self.handle.next().read_ahead(self.next_ahead);
             self.next_ahead += AHEAD;
         }
     }

@@ -404,28 +404,24 @@ impl Cgroups {
 
     /// CPU time of the cgroup `name` and all below it, in microseconds; `""` is the instance itself. None: it is gone.
     pub fn cpu_us(&self, name: &str) -> Option<u64> {
-        match self.layout {
-            Layout::V2 => {
-                let stat = read_below(self.controller("cpu")?, name, "cpu.stat")?;
-                stat.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
-            }
-            Layout::V1 => {
-                let usage = read_below(self.controller("cpuacct")?, name, "cpuacct.usage")?;
-                usage.trim().parse::<u64>().ok().map(|ns| ns / 1000)
-            }
-        }
+        self.time_us(name, "usage_usec ", "cpuacct.usage")
     }
 
-    /// CPU time of the cgroup `name` and all below it that the kernel worked for it, in microseconds, counted by ticks.
+    /// What of [`Cgroups::cpu_us`] was work of the kernel, counted by ticks.
     pub fn system_us(&self, name: &str) -> Option<u64> {
+        self.time_us(name, "system_usec ", "cpuacct.usage_sys")
+    }
+
+    /// Microseconds: `key` of cpu.stat, on v1 those of `file`, which has nanoseconds.
+    fn time_us(&self, name: &str, key: &str, file: &str) -> Option<u64> {
         match self.layout {
             Layout::V2 => {
                 let stat = read_below(self.controller("cpu")?, name, "cpu.stat")?;
-                stat.lines().find_map(|line| line.strip_prefix("system_usec ")?.trim().parse().ok())
+                stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
             }
             Layout::V1 => {
-                let usage = read_below(self.controller("cpuacct")?, name, "cpuacct.usage_sys")?;
-                usage.trim().parse::<u64>().ok().map(|ns| ns / 1000)
+                let time = read_below(self.controller("cpuacct")?, name, file)?;
+                time.trim().parse::<u64>().ok().map(|ns| ns / 1000)
             }
         }
     }
@@ -443,13 +439,12 @@ impl Cgroups {
 
     /// Lets the cgroup `name` run on these processors alone, a list as in [`Cgroups::processors`]; none: on all.
     ///
-    /// Errors: `ENOENT` for one that was made before cgroups had this.
+    /// Errors: on v1, `ENOENT` for one that an earlier version made.
     pub fn hold_to(&self, name: &str, processors: Option<&str>) -> Result<(), SysError> {
-        let Some(directory) = self.controller(CPUSET) else { return Ok(()) };
-        // Written out, on v2 too: the kernel gives no cgroup with processes the empty list back that it began with
-        // (ENOSPC, `validate_change` of kernel/cgroup/cpuset.c, Linux 6.1).
-        let all = self.processors().unwrap_or_default();
-        write_below(directory, name, "cpuset.cpus", processors.unwrap_or(&all))
+        // All are written out, on v2 too: the kernel gives no cgroup with processes the empty list back that it began
+        // with (ENOSPC, `validate_change` of kernel/cgroup/cpuset.c, Linux 6.1).
+        let list = processors.map(str::to_owned).or_else(|| self.processors());
+        list.map_or(Ok(()), |list| self.set(CPUSET, name, "cpuset.cpus", &list))
     }
 
     /// Whether the cgroup `name` is held to a part of the processors.

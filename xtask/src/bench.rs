@@ -60,7 +60,8 @@ pub fn run(args: &BenchTaskArgs) -> anyhow::Result<()> {
     let data = folder.path().join("data");
     let daemon = Daemon::start_with(&den, &data, &run, base::store(), "127.0.0.1:0", &["--private", OPENED])?;
     let mut command = daemon.den(&["bench", "--json", "--rival", &args.rival]);
-    command.args(&args.names).stdin(Stdio::null()).stderr(Stdio::inherit());
+    // Those with a thousand computers start a daemon of their own.
+    command.arg("--images").arg(base::store()).args(&args.names).stdin(Stdio::null()).stderr(Stdio::inherit());
     if let Some(runs) = args.runs {
         command.args(["--runs", &runs.to_string()]);
     }

@@ -322,8 +322,8 @@ impl Settings {
         Ok(Self {
             backup: wanted.plan()?,
             net,
-            run: args.run.or(file.run).unwrap_or_else(|| run_folder(&data)),
-            images: args.images.or(file.images).unwrap_or_else(|| data.join("images")),
+            run: whole("run", args.run.or(file.run).unwrap_or_else(|| run_folder(&data)))?,
+            images: whole("images", args.images.or(file.images).unwrap_or_else(|| data.join("images")))?,
             listen,
             pool,
             storage: args.storage.or(file.storage).unwrap_or_default(),
@@ -353,6 +353,11 @@ impl Settings {
             pids: self.defaults.pids.unwrap_or(host.pids).max(Limits::PIDS_MIN),
         }
     }
+}
+
+/// A folder by its whole path, for the launcher and the gate work in another one.
+fn whole(name: &str, folder: PathBuf) -> Result<PathBuf, Trouble> {
+    std::path::absolute(folder).map_err(|error| Trouble::usage(format_args!("`{name}`: {error}")))
 }
 
 /// The run folder that belongs to a data folder: `/run/den` for the default one.
@@ -581,6 +586,14 @@ mod tests {
         check("disk_size = \"10ZB\"", "10ZB");
         check("storage = \"zfs\"", "zfs");
         check("pool = ", "pool");
+    }
+
+    #[test]
+    fn folders_are_whole_paths() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(whole("run", "h/run".into()).unwrap(), here.join("h/run"));
+        assert_eq!(whole("run", "/run/x".into()).unwrap(), Path::new("/run/x"));
+        assert!(whole("run", PathBuf::new()).expect_err("refused").shown().contains("`run`: "));
     }
 
     #[test]

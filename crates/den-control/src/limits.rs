@@ -23,17 +23,23 @@ pub const PRECEDENCE_HOUSE_MIN: f64 = 0.1;
 /// A computer that uses all it may use has this part of its weight.
 pub const PRECEDENCE_LEAST: u32 = 64;
 /// Who has the kernel work for so many CPUs, and so much of its time, is one that holds up others.
-pub const KERNEL_CPUS_MIN: f64 = 0.3;
-/// See [`KERNEL_CPUS_MIN`].
-pub const KERNEL_PART_MIN: f64 = 0.6;
+pub const KERNEL_MIN: (f64, f64) = (0.3, 0.6);
+/// So it is until that is less than this.
+pub const KERNEL_GIVING_WAY_MIN: (f64, f64) = (0.1, 0.6);
+/// And where nobody has asked it for anything of late: neither for a step, nor by a connection.
+pub const KERNEL_UNASKED_MIN: (f64, f64) = (0.05, 0.4);
 /// Who uses so much of a CPU is at work: a command of 5 ms between two looks, and no server that waits.
 pub const AT_WORK_CPUS_MIN: f64 = 0.02;
-/// How long after others were at work a processor is left to them.
+/// Who uses so much of what it may use, and who keeps the kernel busy, yields to who does not.
+pub const YIELDS_USED_MIN: f64 = 0.5;
+/// It counts as one until it uses less than this.
+pub const YIELDS_USED_UNTIL: f64 = 0.25;
+/// How long after others were at work a processor is left to them, and they are yielded to.
 pub const AT_WORK_FOR: Duration = Duration::from_secs(2);
 /// What the logs of one computer's ended steps may take on disk; the oldest go first.
 pub const LOGS_KEEP_BYTES: Bytes = Bytes::gib(4);
 /// Logs that are made ahead at most, for steps to come.
-pub const LOGS_AHEAD_MAX: u64 = 16;
+pub const LOGS_AHEAD_MAX: u64 = 64;
 /// Steps after which they are: a computer for one command has one log.
 pub const LOGS_AHEAD_FROM: u64 = 2;
 /// Rows of ended steps that are kept for one computer.

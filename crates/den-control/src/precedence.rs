@@ -4,6 +4,7 @@
 //! every 250 ms: what the house used ─ little ─► nothing more
 //!                                   └ much ──► use of each computer ─► weight
 //!                                              of that the kernel's ─► all processors, or all but one
+//!                                              either ─► yields to who is at work and does neither, or not
 //!
 //! use, of what it may use    0 %   12 %   25 %   50 %   100 %
 //! weight                     1     1/2    1/5    1/17   1/64
@@ -20,6 +21,11 @@
 //! before another has the processor. So who has it work for most of its time runs on all processors but one while
 //! others that do not are at work, and for some seconds after. Computing is no such work, and alone, or among its like,
 //! a computer has all processors.
+//!
+//! Nor does a weight help who wakes to find its way: a processor is taken, whatever weighs there. The kernel's own
+//! threads, which write for one that fills its disk, and the commands of a neighbour queue behind each other on the
+//! one processor while who has them work has the other. So who keeps processors or the kernel busy yields (SCHED_IDLE)
+//! while one that does neither is at work, and for some seconds after: its processor counts as free then.
 //!
 //! Invariants:
 //! - The first look of a daemon writes all weights and gives all processors back, so that one that died leaves nobody
@@ -39,8 +45,9 @@ use crate::{
     control::{Inner, blocking},
     handle::Handle,
     limits::{
-        AT_WORK_CPUS_MIN, AT_WORK_FOR, KERNEL_CPUS_MIN, KERNEL_PART_MIN, PRECEDENCE_EVERY, PRECEDENCE_HOUSE_MIN,
-        PRECEDENCE_LEAST, PRECEDENCE_MORE_EVERY,
+        AT_WORK_CPUS_MIN, AT_WORK_FOR, DIALS_MAX, KERNEL_GIVING_WAY_MIN, KERNEL_MIN, KERNEL_UNASKED_MIN,
+        PRECEDENCE_EVERY, PRECEDENCE_HOUSE_MIN, PRECEDENCE_LEAST, PRECEDENCE_MORE_EVERY, YIELDS_USED_MIN,
+        YIELDS_USED_UNTIL,
     },
 };
 
@@ -69,14 +76,25 @@ struct Seen {
     kernel: f64,
     /// Whether it leaves a processor to others.
     held: bool,
+    /// Whether it uses much of what it may.
+    much: bool,
+    /// Whether it runs where nobody else wants to.
+    yields: bool,
+    /// When it was at work last.
+    at_work: Option<Instant>,
+    /// Its last step, and when somebody last asked it for something.
+    step: u64,
+    asked: Option<Instant>,
 }
 
 /// What one look leaves to the next.
 #[derive(Default)]
 struct Looks {
     computers: HashMap<ComputerId, Seen>,
-    /// When one was at work last that others held up.
+    /// When one was at work last that does not keep the kernel busy.
     at_work: Option<Instant>,
+    /// When one was at work last that, by this look, keeps nothing busy.
+    calm_at_work: Option<Instant>,
     /// Whether one has less than its weight, or than all processors.
     lessened: bool,
 }
@@ -133,12 +151,22 @@ fn near(there: u32, wanted: u32, whole: u32) -> bool {
     there == wanted || wanted != whole && f64::from(there.abs_diff(wanted)) <= f64::from(wanted) * NEAR
 }
 
+/// One that keeps processors busy, at a look.
+struct Busy {
+    id: ComputerId,
+    cgroup: String,
+    /// The kernel works for it most of the time.
+    for_kernel: bool,
+    /// What it is to weigh where it does not yield.
+    weight: u32,
+}
+
 /// Looks at those that run. Blocks: some microseconds each.
 fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
     let weighs_default = inner.pools.weighs_default();
     let host = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     let mut looks = Looks { at_work: before.at_work, ..Looks::default() };
-    let mut kept_busy = Vec::new();
+    let mut busy = Vec::new();
     for handle in inner.registry.all() {
         let Some(cgroup) = cgroup_of(&handle) else { continue };
         let Some(cpu_us) = cgroups.cpu_us(&cgroup) else { continue };
@@ -148,51 +176,101 @@ fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
         let now = before.map_or(0.0, |before| cpus(cpu_us, before.cpu_us, at, before.at));
         let used = before.map_or(0.0, |before| ((now / may).min(1.0) - before.used).mul_add(NEWEST, before.used));
 
-        let was = before.map_or(0.0, |before| before.kernel);
-        let system_us = (now >= KERNEL_CPUS_MIN || was > 0.0).then(|| cgroups.system_us(&cgroup)).flatten();
-        let system = before.and_then(|before| Some(cpus(system_us?, before.system_us?, at, before.at))).unwrap_or(0.0);
-        let kernel = kept_kernel_busy(was, now, system);
         let held = before.map_or_else(|| cgroups.is_held(&cgroup), |before| before.held);
-        if kernel > HELD[usize::from(held)] {
-            kept_busy.push((handle.id, cgroup.clone()));
-        } else if now >= AT_WORK_CPUS_MIN {
+        // With other limits the launcher has it yield no longer.
+        let yields = before.is_none_or(|before| before.yields) && cgroups.yields(&cgroup);
+        let step = handle.steps.last();
+        let asks = before.is_none_or(|before| before.step != step)
+            || handle.doors.is_open()
+            || handle.dials.available_permits() < DIALS_MAX;
+        let asked = if asks { Some(at) } else { before.and_then(|before| before.asked) };
+        let least = match asked.is_some_and(|asked| at.duration_since(asked) < AT_WORK_FOR) {
+            false => KERNEL_UNASKED_MIN,
+            true if held || yields => KERNEL_GIVING_WAY_MIN,
+            true => KERNEL_MIN,
+        };
+        let was = before.map_or(0.0, |before| before.kernel);
+        let system_us = (now >= least.0 || was > 0.0).then(|| cgroups.system_us(&cgroup)).flatten();
+        let system = before.and_then(|before| Some(cpus(system_us?, before.system_us?, at, before.at))).unwrap_or(0.0);
+        let kernel = kept_kernel_busy(was, now, system, least);
+
+        let for_kernel = kernel > HELD[usize::from(held)];
+        let much = before.is_some_and(|before| before.much);
+        let much = used > if much { YIELDS_USED_UNTIL } else { YIELDS_USED_MIN };
+        let at_work = if now >= AT_WORK_CPUS_MIN { Some(at) } else { before.and_then(|before| before.at_work) };
+        if !for_kernel && now >= AT_WORK_CPUS_MIN {
             looks.at_work = Some(at);
         }
+        let held = held && (for_kernel || !hold(cgroups, &handle.id, &cgroup, None));
 
         let whole = if weighs_default || cgroup.contains('/') { milli } else { WHOLE };
         let wanted = weight(whole, used);
+        if for_kernel || much {
+            busy.push(Busy { id: handle.id, cgroup: cgroup.clone(), for_kernel, weight: wanted });
+        } else {
+            looks.calm_at_work = looks.calm_at_work.max(at_work);
+        }
         // Where it weighs less, the launcher may have written another one with other limits.
         let stays = |weight: u32| weight == whole || cgroups.weighs(&cgroup, weight);
         let there = before.map(|before| before.weight).filter(|&weight| stays(weight));
+        let still = yields && (for_kernel || much);
         let weight = match there {
-            Some(there) if near(there, wanted, whole) => there,
+            _ if still => wanted,
+            Some(there) if !yields && near(there, wanted, whole) => there,
             _ => {
-                if let Err(error) = cgroups.weigh(&cgroup, wanted) {
-                    tracing::debug!(computer = %handle.id, %error, "its weight is not changed");
-                }
+                weigh(cgroups, &handle.id, &cgroup, wanted);
                 wanted
             }
         };
-        looks.lessened |= weight != whole;
-        let held = held && (kernel > HELD[1] || !hold(cgroups, &handle.id, &cgroup, None));
-        looks.lessened |= held;
-        looks.computers.insert(handle.id, Seen { at, cpu_us, used, weight, system_us, kernel, held });
+        looks.lessened |= held || weight != whole;
+        let seen =
+            Seen { at, cpu_us, used, weight, system_us, kernel, held, much, yields: still, at_work, step, asked };
+        looks.computers.insert(handle.id, seen);
     }
-    leave_one(cgroups, &kept_busy, &mut looks);
+    leave_one(cgroups, &busy, &mut looks);
+    yield_to_calm(cgroups, &busy, &mut looks);
     looks
 }
 
+/// Whether that is done; it yields no longer.
+fn weigh(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, weight: u32) -> bool {
+    let weighed = cgroups.weigh(cgroup, weight);
+    if let Err(error) = &weighed {
+        tracing::debug!(computer = %id, %error, "its weight is not changed");
+    }
+    weighed.is_ok()
+}
+
 /// Has those that keep the kernel busy leave a processor to the others, where these are at work.
-fn leave_one(cgroups: &Cgroups, kept_busy: &[(ComputerId, String)], looks: &mut Looks) {
+fn leave_one(cgroups: &Cgroups, busy: &[Busy], looks: &mut Looks) {
+    let mut for_kernel = busy.iter().filter(|one| one.for_kernel).peekable();
     let others = looks.at_work.is_some_and(|at| at.elapsed() < AT_WORK_FOR);
-    let fewer = if others && !kept_busy.is_empty() { cgroups.processors() } else { None };
+    let fewer = if others && for_kernel.peek().is_some() { cgroups.processors() } else { None };
     let fewer = fewer.as_deref().and_then(all_but_one);
-    for (id, cgroup) in kept_busy {
+    for Busy { id, cgroup, .. } in for_kernel {
         let Some(seen) = looks.computers.get_mut(id) else { continue };
         if seen.held != fewer.is_some() && hold(cgroups, id, cgroup, fewer.as_deref()) {
             seen.held = fewer.is_some();
         }
         looks.lessened |= seen.held;
+    }
+}
+
+/// Has those that keep processors busy yield to who does not, where one of these is at work.
+fn yield_to_calm(cgroups: &Cgroups, busy: &[Busy], looks: &mut Looks) {
+    let calm = looks.calm_at_work.is_some_and(|at| at.elapsed() < AT_WORK_FOR);
+    for Busy { id, cgroup, weight, .. } in busy {
+        let Some(seen) = looks.computers.get_mut(id) else { continue };
+        if seen.yields && !calm {
+            seen.yields = !weigh(cgroups, id, cgroup, *weight);
+        } else if !seen.yields && calm {
+            let yields = cgroups.yield_to_all(cgroup);
+            if let Err(error) = &yields {
+                tracing::debug!(computer = %id, %error, "it yields to nobody");
+            }
+            seen.yields = yields.is_ok();
+        }
+        looks.lessened |= seen.yields;
     }
 }
 
@@ -205,9 +283,10 @@ fn hold(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, processors: Option<&st
     held.is_ok()
 }
 
-/// How much one keeps the kernel busy of late that has used so many CPUs since, so many of them in the kernel.
-fn kept_kernel_busy(before: f64, used: f64, system: f64) -> f64 {
-    let now = system >= KERNEL_CPUS_MIN && system >= used * KERNEL_PART_MIN;
+/// How much one keeps the kernel busy of late that has used so many CPUs since, so many of them in the kernel, where
+/// it takes so many CPUs and so much of what was used.
+fn kept_kernel_busy(before: f64, used: f64, system: f64, least: (f64, f64)) -> f64 {
+    let now = system >= least.0 && system >= used * least.1;
     let kernel = (f64::from(u8::from(now)) - before).mul_add(NEWEST, before);
     if kernel < 0.01 { 0.0 } else { kernel }
 }
@@ -237,7 +316,10 @@ fn cgroup_of(handle: &Handle) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{HELD, NEWEST, all_but_one, kept_kernel_busy, near, weight};
+    use super::{
+        HELD, KERNEL_GIVING_WAY_MIN, KERNEL_MIN, KERNEL_UNASKED_MIN, NEWEST, all_but_one, kept_kernel_busy, near,
+        weight,
+    };
 
     #[test]
     fn a_weight_shrinks_with_use() {
@@ -260,7 +342,7 @@ mod tests {
     fn who_keeps_the_kernel_busy_is_known_after_some_looks() {
         let looks = |mut kernel: f64, used: f64, system: f64, until: &dyn Fn(f64) -> bool| {
             (1..100).find(|_| {
-                kernel = kept_kernel_busy(kernel, used, system);
+                kernel = kept_kernel_busy(kernel, used, system, KERNEL_MIN);
                 until(kernel)
             })
         };
@@ -271,6 +353,10 @@ mod tests {
         for (used, system) in [(2.0, 0.8), (0.2, 0.2)] {
             assert_eq!(looks(0.0, used, system, &|kernel| kernel > 0.0), None);
         }
+        // Who gives way can do less, and would have it all back; of who does it unasked less is too much.
+        let after = |least| kept_kernel_busy(0.5, 0.2, 0.1, least);
+        assert!(after(KERNEL_MIN) < 0.5 && after(KERNEL_GIVING_WAY_MIN) < 0.5 && after(KERNEL_UNASKED_MIN) > 0.5);
+        assert!(kept_kernel_busy(0.5, 0.2, 0.15, KERNEL_GIVING_WAY_MIN) > 0.5);
     }
 
     /// Two that want all there is, one of which comes later: they share, and stay so.

@@ -41,6 +41,9 @@ const V1_CONTROLLERS: [&str; 5] = ["memory", "pids", "cpu", "cpuacct", CPUSET];
 /// The controller of the processors that a cgroup may use. All works without it but for [`Cgroups::hold_to`].
 const CPUSET: &str = "cpuset";
 
+/// Whether a cgroup yields to all, of the controller `cpu`; the same on v1 and v2.
+const IDLE: &str = "cpu.idle";
+
 /// The v1 controller that stops processes, where no cgroup2 is mounted that can.
 const V1_FREEZER: &str = "freezer";
 
@@ -367,10 +370,32 @@ impl Cgroups {
         }
     }
 
-    /// Gives the cgroup `name` its share of what it and its neighbours want: in proportion to `cpu_milli`.
+    /// Gives the cgroup `name` its share of what it and its neighbours want: in proportion to `cpu_milli`. One that
+    /// yields (see [`Cgroups::yield_to_all`]) does so no longer.
     pub fn weigh(&self, name: &str, cpu_milli: u32) -> Result<(), SysError> {
         let (file, value) = self.share(cpu_milli);
-        self.set("cpu", name, file, &value)
+        match self.set("cpu", name, file, &value) {
+            // It has no share while it yields (`sched_group_set_shares` of kernel/sched/fair.c, Linux 6.1).
+            Err(error) if error.errno == libc::EINVAL && self.yields(name) => {
+                self.set("cpu", name, IDLE, "0")?;
+                self.set("cpu", name, file, &value)
+            }
+            done => done,
+        }
+    }
+
+    /// Has the cgroup `name` run where nobody else beside it wants to (cpu.idle, SCHED_IDLE of sched(7)): who wakes
+    /// takes its processor at once, and finds its way there as to one that is free. Until it is weighed again.
+    ///
+    /// Errors: `ENOENT` on v1 before Linux 5.15; on v2 it has no effect there.
+    pub fn yield_to_all(&self, name: &str) -> Result<(), SysError> {
+        self.set("cpu", name, IDLE, "1")
+    }
+
+    /// Whether the cgroup `name` yields to all.
+    pub fn yields(&self, name: &str) -> bool {
+        let idle = self.controller("cpu").and_then(|directory| read_below(directory, name, IDLE));
+        idle.is_some_and(|idle| idle.trim() == "1")
     }
 
     /// The file of a share, and what is in it.

@@ -229,21 +229,44 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
         let cells = cgroups.list_in("p1").into_iter().map(|name| format!("p1/{name}"));
         cells.filter(|name| !cgroups.weighs(name, 1000) && !cgroups.weighs(name, 1500)).count()
     };
-    assert_eq!(behind(&house), 0);
+    let yielding = |house: &House| {
+        let cgroups = cgroups(house);
+        cgroups.list_in("p1").iter().filter(|name| cgroups.yields(&format!("p1/{name}"))).count()
+    };
+    assert_eq!((behind(&house), yielding(&house)), (0, 0));
     // All of them together, beside the daemon and what else the host does.
     assert!(cgroups(&house).weighs("", 200));
     let spin = "while [ ! -e /root/enough ]; do :; done";
     house.den(&["exec", "-d", "busy", "--", "sh", "-c", spin]).ok();
     eventually(LONG, "one goes after others", || behind(&house) == 1);
-    house.sh("calm", "true").ok();
+    // Nobody is held up by it: it has its share of what is there, whoever else takes one.
+    thread::sleep(MEASURED);
+    assert_eq!(yielding(&house), 0);
+    let at_work = |house: &House, is: usize| {
+        house.sh("calm", "true").ok();
+        yielding(house) == is
+    };
+    eventually(LONG, "it yields to it", || at_work(&house, 1));
     assert_eq!(behind(&house), 1);
+    eventually(LONG, "it stops, and it does not", || yielding(&house) == 0);
+    assert_eq!(behind(&house), 1);
+    // Those that compute all day are even.
+    house.den(&["exec", "-d", "calm", "--", "sh", "-c", spin]).ok();
+    eventually(LONG, "both compute", || behind(&house) == 2 && yielding(&house) == 0);
+    thread::sleep(MEASURED);
+    assert_eq!((behind(&house), yielding(&house)), (2, 0));
+    house.sh("calm", "touch /root/enough").ok();
+    eventually(LONG, "one of them has enough", || behind(&house) == 1);
+    eventually(LONG, "the other yields to it", || at_work(&house, 1));
     // The launcher writes the whole weight with other limits, which brings it to the front for a moment only.
     house.den(&["resize", "busy", "--cpus", "1.5"]).ok();
     eventually(LONG, "it goes after others again", || behind(&house) == 1);
     // One that a daemon left behind is known to the next.
+    eventually(LONG, "it yields again", || at_work(&house, 1));
     house.kill_serve();
-    assert_eq!(behind(&house), 1);
+    assert_eq!((behind(&house), yielding(&house)), (1, 1));
     house.start();
+    eventually(LONG, "the next daemon has it yield to nobody", || yielding(&house) == 0);
     house.sh("busy", "touch /root/enough").ok();
     eventually(LONG, "it is in its turn again", || behind(&house) == 0);
     house.close();

@@ -189,11 +189,15 @@ check 120 'the CPU limit holds' '
     [ "$((after - before))" -lt 3000000 ] && [ "$((after - before))" -gt 1000000 ]'
 check 120 'who keeps the kernel busy leaves a processor to those at work, and has it back' '
     den new k --memory 64M && held=$(cgroup_of k)/cpuset.cpus && same "at first" "" "$(cat "$held")" || exit
+    yields=$(cgroup_of k)/cpu.idle
     den exec -d k -- sh -c "while :; do dd if=/dev/zero of=/dev/null bs=1M count=100; done" >/dev/null
     for _ in $(seq 60); do den exec b -- true; [ -n "$(cat "$held")" ] && break; done
     same "while b is at work" 0 "$(cat "$held")" || exit
+    for _ in $(seq 60); do [ "$(cat "$yields")" = 1 ] && break; den exec b -- true; done
+    same "whether it yields to b" 1 "$(cat "$yields")" || exit
     for _ in $(seq 60); do [ "$(cat "$held")" != 0 ] && break; sleep 0.5; done
-    same "while it is not" 0-1 "$(cat "$held")" && den rm --now k'
+    for _ in $(seq 60); do [ "$(cat "$yields")" = 0 ] && break; sleep 0.5; done
+    same "while it is not" "0-1 0" "$(cat "$held") $(cat "$yields")" && den rm --now k'
 if since 6.7; then
     check 180 'the disk limit holds' '
         den new d --disk 64M && ! den exec d -- sh -c "dd if=/dev/urandom of=/root/big bs=1M count=160 && sync" &&

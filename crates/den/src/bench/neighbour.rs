@@ -28,6 +28,10 @@ const GROW: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(4);
 /// And at most, where it does not.
 const LOOK_MAX: Duration = Duration::from_secs(15);
+/// Commands beside an attack, where they fit into that time: the p99 is not that of a few.
+const COMMANDS: u32 = 1500;
+/// And in quiet, each time.
+const QUIET_COMMANDS: u32 = 800;
 /// Commands from which there is a p99.
 const COMMANDS_MIN: usize = 100;
 /// Who uses so much CPU time in a second is at it.
@@ -56,7 +60,7 @@ pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure
     let script = ATTACKS.iter().find(|(attack, _)| Some(*attack) == kind).map(|(_, script)| *script);
     let script = script.ok_or_else(|| anyhow::anyhow!("`{name}` names no attack"))?;
     let neighbour = bench.create("neighbour").await?.name;
-    let before = execs(bench, &neighbour, 250).await?;
+    let before = execs(bench, &neighbour, QUIET_COMMANDS).await?;
     let small = CreateComputer {
         memory: Some(Amount("256MiB".to_owned())),
         disk: Some(Amount("512MiB".to_owned())),
@@ -68,13 +72,13 @@ pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure
     let step = bench.client.exec_detached(&attacker, &ExecRequest { argv, ..ExecRequest::default() }).await?.number;
     tokio::time::sleep(GROW).await;
     let begun = bench.client.step(&attacker, step).await?;
-    let beside = execs(bench, &neighbour, 300).await?;
+    let beside = execs(bench, &neighbour, COMMANDS).await?;
     let goes_on = goes_on(bench, &attacker, step, begun.output_bytes).await?;
     let (removed, gone) = tokio::join!(bench.client.remove_now(&attacker), execs(bench, &neighbour, 100));
     removed?;
     let gone = gone?;
     settle::settle().await;
-    let after = execs(bench, &neighbour, 250).await?;
+    let after = execs(bench, &neighbour, QUIET_COMMANDS).await?;
     bench.client.remove_now(&neighbour).await?;
     if !goes_on {
         let note = "no figure: the attack did not go on";
@@ -92,10 +96,16 @@ pub async fn beside(bench: &Bench, name: &'static str) -> anyhow::Result<Measure
         rank(&before, 0.5).min(rank(&after, 0.5)),
         if loud > quiet * QUIET_TIMES { "; it was not quiet: measure again" } else { "" },
     );
-    let note = match std::fs::read_to_string("/proc/sys/fs/mount-max") {
-        Ok(most) if kind == Some("mounts") => format!("{note}; fs.mount-max {}", most.trim()),
-        _ => note,
+    // What of the host's settings it depends on.
+    let setting = match kind {
+        Some("mounts") => Some(("fs.mount-max", "/proc/sys/fs/mount-max")),
+        Some("disk" | "files" | "flushes" | "output") => {
+            Some(("workqueues on", "/sys/devices/virtual/workqueue/cpumask"))
+        }
+        _ => None,
     };
+    let set = setting.and_then(|(name, path)| Some((name, std::fs::read_to_string(path).ok()?)));
+    let note = set.map_or(note.clone(), |(name, value)| format!("{note}; {name} {}", value.trim()));
     Ok(Measure::new(name, "x", vec![p99 / quiet], note).goal("≤ 2", |m| m.p50 <= 2.0))
 }
 

@@ -27,7 +27,9 @@ const SHARED: [(&str, u64); 6] = [
 
 /// Mounts of one mount namespace. The kernel holds up every look at a path, on all processors, for as long as it
 /// takes to copy or undo the mounts of a namespace: a third of a second for 100,000.
-const MOUNTS_GOOD: i64 = 4096;
+const MOUNTS_GOOD: i64 = 1024;
+/// The processors that threads of the kernel run on which are bound to none (core-api/workqueue of its documentation).
+const WORKQUEUES: &str = "/sys/devices/virtual/workqueue/cpumask";
 
 /// What keeps a root inside from learning about or reaching the host: setting, least, most.
 const HARDENING: [(&str, i64, i64); 10] = [
@@ -44,7 +46,18 @@ const HARDENING: [(&str, i64, i64); 10] = [
 ];
 
 pub(super) fn checks(data: &Path, run: &Path) -> Vec<Check> {
-    vec![memory(), swap(), memory_to_disk(data), shared(), mounts(), hardening(), sockets(run), builder(), nftables()]
+    vec![
+        memory(),
+        swap(),
+        memory_to_disk(data),
+        shared(),
+        mounts(),
+        workqueues(),
+        hardening(),
+        sockets(run),
+        builder(),
+        nftables(),
+    ]
 }
 
 fn meminfo(key: &str) -> Option<u64> {
@@ -116,6 +129,44 @@ fn mounts() -> Check {
         .fix(format!("sysctl -w fs.mount-max={MOUNTS_GOOD}"))
 }
 
+/// Whether the kernel's own work for computers (writes, their checksums) leaves a processor to those at work, as
+/// computers that keep it busy do.
+fn workqueues() -> Check {
+    const NAME: &str = "workqueues";
+    let online = line("/sys/devices/system/cpu/online");
+    let last = online.and_then(|online| online.rsplit([',', '-']).next()?.parse::<usize>().ok());
+    let Some((mask, last)) = line(WORKQUEUES).zip(last) else {
+        return Check::ok(NAME, "not to be divided on this kernel");
+    };
+    let without = mask_without(&mask, last);
+    if !mask_has(&mask, last) {
+        return Check::ok(NAME, format!("leave processor {last} to who is at work"));
+    }
+    if without.chars().all(|digit| "0,".contains(digit)) {
+        return Check::ok(NAME, "one processor");
+    }
+    let means = "the kernel's own work for a computer that writes without end is done on any processor";
+    Check::warn(NAME, format!("on all processors ({mask})"), means).fix(format!("echo {without} > {WORKQUEUES}"))
+}
+
+/// Whether processor `number` is in a mask of the kernel: hexadecimal, a comma after each 32 bits, the highest first.
+fn mask_has(mask: &str, number: usize) -> bool {
+    let digit = mask.chars().rev().filter(char::is_ascii_hexdigit).nth(number / 4);
+    digit.and_then(|digit| digit.to_digit(16)).is_some_and(|digit| digit >> (number % 4) & 1 == 1)
+}
+
+/// The mask without processor `number`.
+fn mask_without(mask: &str, number: usize) -> String {
+    let mut digits = 0;
+    let without = mask.chars().rev().map(|digit| {
+        let Some(value) = digit.to_digit(16) else { return digit };
+        digits += 1;
+        let is_in = digits - 1 == number / 4;
+        char::from_digit(if is_in { value & !(1 << (number % 4)) } else { value }, 16).unwrap_or(digit)
+    });
+    without.collect::<Vec<_>>().into_iter().rev().collect()
+}
+
 fn hardening() -> Check {
     let loose: Vec<_> = HARDENING
         .iter()
@@ -172,5 +223,25 @@ fn nftables() -> Check {
             Check::warn("nftables", "nft is not there", "the gate between computers and the network cannot be set up")
                 .fix("apt-get install nftables")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{mask_has, mask_without};
+
+    #[test]
+    fn a_mask_loses_one_processor() {
+        for (mask, number, without) in [
+            ("3", 1, "1"),
+            ("ff", 7, "7f"),
+            ("ffffffff,ffffffff", 63, "7fffffff,ffffffff"),
+            ("f,00000000", 32, "e,00000000"),
+        ] {
+            assert!(mask_has(mask, number), "{mask} {number}");
+            assert_eq!(mask_without(mask, number), without);
+            assert!(!mask_has(without, number));
+        }
+        assert!(!mask_has("3", 2) && !mask_has("3", 64));
     }
 }

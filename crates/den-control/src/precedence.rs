@@ -39,7 +39,10 @@ use std::{
 };
 
 use den_model::{ComputerId, State};
-use den_sys::cgroup::{self, Cgroups};
+use den_sys::{
+    SysError,
+    cgroup::{self, Cgroups},
+};
 
 use crate::{
     control::{Inner, blocking},
@@ -69,15 +72,18 @@ struct Seen {
     cpu_us: u64,
     /// CPU time of late, of what it may use: 0 to 1.
     used: f64,
-    weight: u32,
+    /// Whether that is much.
+    much: bool,
+    /// None: not known, or it yields.
+    weight: Option<u32>,
     /// What of `cpu_us` was the kernel's, where it used so much that it was looked at.
     system_us: Option<u64>,
     /// How much of late it kept the kernel busy: 0 to 1.
     kernel: f64,
+    /// Whether that is most of its time.
+    for_kernel: bool,
     /// Whether it leaves a processor to others.
     held: bool,
-    /// Whether it uses much of what it may.
-    much: bool,
     /// Whether it runs where nobody else wants to.
     yields: bool,
     /// When it was at work last.
@@ -87,14 +93,16 @@ struct Seen {
     asked: Option<Instant>,
 }
 
+impl Seen {
+    fn is_busy(&self) -> bool {
+        self.for_kernel || self.much
+    }
+}
+
 /// What one look leaves to the next.
 #[derive(Default)]
 struct Looks {
     computers: HashMap<ComputerId, Seen>,
-    /// When one was at work last that does not keep the kernel busy.
-    at_work: Option<Instant>,
-    /// When one was at work last that, by this look, keeps nothing busy.
-    calm_at_work: Option<Instant>,
     /// Whether one has less than its weight, or than all processors.
     lessened: bool,
 }
@@ -124,7 +132,7 @@ pub(crate) async fn run(house: Weak<Inner>) {
         }
         let (before, looked) = (std::mem::take(&mut looks), Arc::clone(&inner));
         let done = blocking(move || {
-            let looks = look(&looked, &found, before);
+            let looks = look(&looked, &found, &before);
             (found, looks)
         });
         let Ok((found, now)) = done.await else { continue };
@@ -151,136 +159,112 @@ fn near(there: u32, wanted: u32, whole: u32) -> bool {
     there == wanted || wanted != whole && f64::from(there.abs_diff(wanted)) <= f64::from(wanted) * NEAR
 }
 
-/// One that keeps processors busy, at a look.
-struct Busy {
+/// One that runs, at a look.
+struct One {
     id: ComputerId,
     cgroup: String,
-    /// The kernel works for it most of the time.
-    for_kernel: bool,
-    /// What it is to weigh where it does not yield.
-    weight: u32,
+    /// What it weighs that uses little.
+    whole: u32,
+    /// As it is before anything is changed.
+    seen: Seen,
 }
 
-/// Looks at those that run. Blocks: some microseconds each.
-fn look(inner: &Inner, cgroups: &Cgroups, before: Looks) -> Looks {
-    let weighs_default = inner.pools.weighs_default();
+/// Looks at those that run, and changes who goes first. Blocks: some microseconds each.
+fn look(inner: &Inner, cgroups: &Cgroups, before: &Looks) -> Looks {
     let host = std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
-    let mut looks = Looks { at_work: before.at_work, ..Looks::default() };
-    let mut busy = Vec::new();
-    for handle in inner.registry.all() {
-        let Some(cgroup) = cgroup_of(&handle) else { continue };
-        let Some(cpu_us) = cgroups.cpu_us(&cgroup) else { continue };
-        let (at, before) = (Instant::now(), before.computers.get(&handle.id));
-        let milli = handle.limits().cpus.0;
-        let may = (f64::from(milli) / 1000.0).clamp(0.001, host);
-        let now = before.map_or(0.0, |before| cpus(cpu_us, before.cpu_us, at, before.at));
-        let used = before.map_or(0.0, |before| ((now / may).min(1.0) - before.used).mul_add(NEWEST, before.used));
+    let all = inner.registry.all();
+    let mut all: Vec<_> =
+        all.iter().filter_map(|handle| see(inner, cgroups, handle, before.computers.get(&handle.id), host)).collect();
 
-        let held = before.map_or_else(|| cgroups.is_held(&cgroup), |before| before.held);
-        // With other limits the launcher has it yield no longer.
-        let yields = before.is_none_or(|before| before.yields) && cgroups.yields(&cgroup);
-        let step = handle.steps.last();
-        let asks = before.is_none_or(|before| before.step != step)
-            || handle.doors.is_open()
-            || handle.dials.available_permits() < DIALS_MAX;
-        let asked = if asks { Some(at) } else { before.and_then(|before| before.asked) };
-        let least = match asked.is_some_and(|asked| at.duration_since(asked) < AT_WORK_FOR) {
-            false => KERNEL_UNASKED_MIN,
-            true if held || yields => KERNEL_GIVING_WAY_MIN,
-            true => KERNEL_MIN,
-        };
-        let was = before.map_or(0.0, |before| before.kernel);
-        let system_us = (now >= least.0 || was > 0.0).then(|| cgroups.system_us(&cgroup)).flatten();
-        let system = before.and_then(|before| Some(cpus(system_us?, before.system_us?, at, before.at))).unwrap_or(0.0);
-        let kernel = kept_kernel_busy(was, now, system, least);
+    let now = Instant::now();
+    let at_work = |seen: &Seen| seen.at_work.is_some_and(|at| now.duration_since(at) < AT_WORK_FOR);
+    let others = all.iter().any(|one| !one.seen.for_kernel && at_work(&one.seen));
+    let calm = all.iter().any(|one| !one.seen.is_busy() && at_work(&one.seen));
+    let fewer = if others && all.iter().any(|one| one.seen.for_kernel) { cgroups.processors() } else { None };
+    let fewer = fewer.as_deref().and_then(all_but_one);
 
-        let for_kernel = kernel > HELD[usize::from(held)];
-        let much = before.is_some_and(|before| before.much);
-        let much = used > if much { YIELDS_USED_UNTIL } else { YIELDS_USED_MIN };
-        let at_work = if now >= AT_WORK_CPUS_MIN { Some(at) } else { before.and_then(|before| before.at_work) };
-        if !for_kernel && now >= AT_WORK_CPUS_MIN {
-            looks.at_work = Some(at);
-        }
-        let held = held && (for_kernel || !hold(cgroups, &handle.id, &cgroup, None));
-
-        let whole = if weighs_default || cgroup.contains('/') { milli } else { WHOLE };
-        let wanted = weight(whole, used);
-        if for_kernel || much {
-            busy.push(Busy { id: handle.id, cgroup: cgroup.clone(), for_kernel, weight: wanted });
-        } else {
-            looks.calm_at_work = looks.calm_at_work.max(at_work);
-        }
-        // Where it weighs less, the launcher may have written another one with other limits.
-        let stays = |weight: u32| weight == whole || cgroups.weighs(&cgroup, weight);
-        let there = before.map(|before| before.weight).filter(|&weight| stays(weight));
-        let still = yields && (for_kernel || much);
-        let weight = match there {
-            _ if still => wanted,
-            Some(there) if !yields && near(there, wanted, whole) => there,
-            _ => {
-                weigh(cgroups, &handle.id, &cgroup, wanted);
-                wanted
-            }
-        };
-        looks.lessened |= held || weight != whole;
-        let seen =
-            Seen { at, cpu_us, used, weight, system_us, kernel, held, much, yields: still, at_work, step, asked };
-        looks.computers.insert(handle.id, seen);
+    let mut looks = Looks::default();
+    for one in &mut all {
+        one.leave(cgroups, fewer.as_deref());
+        one.give_way(cgroups, calm);
+        looks.lessened |= one.seen.held || one.seen.yields || one.seen.weight != Some(one.whole);
     }
-    leave_one(cgroups, &busy, &mut looks);
-    yield_to_calm(cgroups, &busy, &mut looks);
+    looks.computers = all.into_iter().map(|one| (one.id, one.seen)).collect();
     looks
 }
 
-/// Whether that is done; it yields no longer.
-fn weigh(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, weight: u32) -> bool {
-    let weighed = cgroups.weigh(cgroup, weight);
-    if let Err(error) = &weighed {
-        tracing::debug!(computer = %id, %error, "its weight is not changed");
-    }
-    weighed.is_ok()
+/// What one does; none: it does not run.
+fn see(inner: &Inner, cgroups: &Cgroups, handle: &Handle, before: Option<&Seen>, host: f64) -> Option<One> {
+    let cgroup = cgroup_of(handle)?;
+    let (cpu_us, at) = (cgroups.cpu_us(&cgroup)?, Instant::now());
+    let milli = handle.limits().cpus.0;
+    let may = (f64::from(milli) / 1000.0).clamp(0.001, host);
+    let now = before.map_or(0.0, |before| cpus(cpu_us, before.cpu_us, at, before.at));
+    let used = before.map_or(0.0, |before| ((now / may).min(1.0) - before.used).mul_add(NEWEST, before.used));
+    let much = before.is_some_and(|before| before.much);
+    let much = used > if much { YIELDS_USED_UNTIL } else { YIELDS_USED_MIN };
+    let at_work = if now >= AT_WORK_CPUS_MIN { Some(at) } else { before.and_then(|before| before.at_work) };
+
+    let held = before.map_or_else(|| cgroups.is_held(&cgroup), |before| before.held);
+    // With other limits the launcher has it yield no longer.
+    let yields = before.is_none_or(|before| before.yields) && cgroups.yields(&cgroup);
+    let step = handle.steps.last();
+    let asks = before.is_none_or(|before| before.step != step)
+        || handle.doors.is_open()
+        || handle.dials.available_permits() < DIALS_MAX;
+    let asked = if asks { Some(at) } else { before.and_then(|before| before.asked) };
+    let least = match asked.is_some_and(|asked| at.duration_since(asked) < AT_WORK_FOR) {
+        false => KERNEL_UNASKED_MIN,
+        true if held || yields => KERNEL_GIVING_WAY_MIN,
+        true => KERNEL_MIN,
+    };
+    let was = before.map_or(0.0, |before| before.kernel);
+    let system_us = (now >= least.0 || was > 0.0).then(|| cgroups.system_us(&cgroup)).flatten();
+    let system = before.and_then(|before| Some(cpus(system_us?, before.system_us?, at, before.at))).unwrap_or(0.0);
+    let kernel = kept_kernel_busy(was, now, system, least);
+    let for_kernel = kernel > HELD[usize::from(held)];
+
+    let whole = if inner.pools.weighs_default() || cgroup.contains('/') { milli } else { WHOLE };
+    // Where it weighs less, the launcher may have written another one with other limits.
+    let stays = |weight: u32| weight == whole || cgroups.weighs(&cgroup, weight);
+    let weight = before.and_then(|before| before.weight).filter(|&weight| stays(weight));
+    let seen =
+        Seen { at, cpu_us, used, much, weight, system_us, kernel, for_kernel, held, yields, at_work, step, asked };
+    Some(One { id: handle.id, cgroup, whole, seen })
 }
 
-/// Has those that keep the kernel busy leave a processor to the others, where these are at work.
-fn leave_one(cgroups: &Cgroups, busy: &[Busy], looks: &mut Looks) {
-    let mut for_kernel = busy.iter().filter(|one| one.for_kernel).peekable();
-    let others = looks.at_work.is_some_and(|at| at.elapsed() < AT_WORK_FOR);
-    let fewer = if others && for_kernel.peek().is_some() { cgroups.processors() } else { None };
-    let fewer = fewer.as_deref().and_then(all_but_one);
-    for Busy { id, cgroup, .. } in for_kernel {
-        let Some(seen) = looks.computers.get_mut(id) else { continue };
-        if seen.held != fewer.is_some() && hold(cgroups, id, cgroup, fewer.as_deref()) {
-            seen.held = fewer.is_some();
+impl One {
+    /// Has it leave a processor to others where it keeps the kernel busy and there are `fewer`; else gives all back.
+    fn leave(&mut self, cgroups: &Cgroups, fewer: Option<&str>) {
+        let fewer = fewer.filter(|_| self.seen.for_kernel);
+        if self.seen.held != fewer.is_some() && self.is_done(cgroups.hold_to(&self.cgroup, fewer)) {
+            self.seen.held = fewer.is_some();
         }
-        looks.lessened |= seen.held;
     }
-}
 
-/// Has those that keep processors busy yield to who does not, where one of these is at work.
-fn yield_to_calm(cgroups: &Cgroups, busy: &[Busy], looks: &mut Looks) {
-    let calm = looks.calm_at_work.is_some_and(|at| at.elapsed() < AT_WORK_FOR);
-    for Busy { id, cgroup, weight, .. } in busy {
-        let Some(seen) = looks.computers.get_mut(id) else { continue };
-        if seen.yields && !calm {
-            seen.yields = !weigh(cgroups, id, cgroup, *weight);
-        } else if !seen.yields && calm {
-            let yields = cgroups.yield_to_all(cgroup);
-            if let Err(error) = &yields {
-                tracing::debug!(computer = %id, %error, "it yields to nobody");
+    /// Has it yield where it keeps something busy and one at work is `calm`; else gives it the weight that is due.
+    fn give_way(&mut self, cgroups: &Cgroups, calm: bool) {
+        if calm && self.seen.is_busy() {
+            if !self.seen.yields && self.is_done(cgroups.yield_to_all(&self.cgroup)) {
+                (self.seen.yields, self.seen.weight) = (true, None);
             }
-            seen.yields = yields.is_ok();
+            return;
         }
-        looks.lessened |= seen.yields;
+        let wanted = weight(self.whole, self.seen.used);
+        let has = self.seen.weight.is_some_and(|there| near(there, wanted, self.whole));
+        // It yields no longer, too.
+        if !has && self.is_done(cgroups.weigh(&self.cgroup, wanted)) {
+            (self.seen.yields, self.seen.weight) = (false, Some(wanted));
+        }
     }
-}
 
-/// Whether that is done; the next look tries again.
-fn hold(cgroups: &Cgroups, id: &ComputerId, cgroup: &str, processors: Option<&str>) -> bool {
-    let held = cgroups.hold_to(cgroup, processors);
-    if let Err(error) = &held {
-        tracing::debug!(computer = %id, %error, "its processors are not changed");
+    /// Whether that is done; the next look tries again.
+    fn is_done(&self, done: Result<(), SysError>) -> bool {
+        if let Err(error) = &done {
+            tracing::debug!(computer = %self.id, %error, "who goes first is not changed");
+        }
+        done.is_ok()
     }
-    held.is_ok()
 }
 
 /// How much one keeps the kernel busy of late that has used so many CPUs since, so many of them in the kernel, where

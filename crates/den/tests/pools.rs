@@ -216,6 +216,18 @@ fn computers_of_a_pool_share_its_cpu_and_one_alone_has_all_of_it() {
     house.close();
 }
 
+/// How many computers of the pool `team` are so.
+fn in_team(house: &House, is: impl Fn(&Cgroups, &str) -> bool) -> usize {
+    let cgroups = cgroups(house);
+    cgroups.list_in("p1").iter().filter(|name| is(&cgroups, &format!("p1/{name}"))).count()
+}
+
+/// That number just after the computer `calm` was at work.
+fn beside_calm(house: &House, count: impl Fn(&House) -> usize) -> usize {
+    house.sh("calm", "true").ok();
+    count(house)
+}
+
 #[test]
 fn who_keeps_processors_busy_goes_after_who_does_not() {
     let mut house = House::open(DEN);
@@ -224,15 +236,9 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
         new(&house, name, "team", &["--cpus", "1"]).ok();
     }
     // Cgroups that weigh neither what a computer of one CPU does, nor what one of one and a half does.
-    let behind = |house: &House| {
-        let cgroups = cgroups(house);
-        let cells = cgroups.list_in("p1").into_iter().map(|name| format!("p1/{name}"));
-        cells.filter(|name| !cgroups.weighs(name, 1000) && !cgroups.weighs(name, 1500)).count()
-    };
-    let yielding = |house: &House| {
-        let cgroups = cgroups(house);
-        cgroups.list_in("p1").iter().filter(|name| cgroups.yields(&format!("p1/{name}"))).count()
-    };
+    let behind =
+        |house: &House| in_team(house, |cgroups, cell| !cgroups.weighs(cell, 1000) && !cgroups.weighs(cell, 1500));
+    let yielding = |house: &House| in_team(house, Cgroups::yields);
     assert_eq!((behind(&house), yielding(&house)), (0, 0));
     // All of them together, beside the daemon and what else the host does.
     assert!(cgroups(&house).weighs("", 200));
@@ -242,11 +248,7 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
     // Nobody is held up by it: it has its share of what is there, whoever else takes one.
     thread::sleep(MEASURED);
     assert_eq!(yielding(&house), 0);
-    let at_work = |house: &House, is: usize| {
-        house.sh("calm", "true").ok();
-        yielding(house) == is
-    };
-    eventually(LONG, "it yields to it", || at_work(&house, 1));
+    eventually(LONG, "it yields to it", || beside_calm(&house, yielding) == 1);
     assert_eq!(behind(&house), 1);
     eventually(LONG, "it stops, and it does not", || yielding(&house) == 0);
     assert_eq!(behind(&house), 1);
@@ -257,12 +259,12 @@ fn who_keeps_processors_busy_goes_after_who_does_not() {
     assert_eq!((behind(&house), yielding(&house)), (2, 0));
     house.sh("calm", "touch /root/enough").ok();
     eventually(LONG, "one of them has enough", || behind(&house) == 1);
-    eventually(LONG, "the other yields to it", || at_work(&house, 1));
+    eventually(LONG, "the other yields to it", || beside_calm(&house, yielding) == 1);
     // The launcher writes the whole weight with other limits, which brings it to the front for a moment only.
     house.den(&["resize", "busy", "--cpus", "1.5"]).ok();
     eventually(LONG, "it goes after others again", || behind(&house) == 1);
     // One that a daemon left behind is known to the next.
-    eventually(LONG, "it yields again", || at_work(&house, 1));
+    eventually(LONG, "it yields again", || beside_calm(&house, yielding) == 1);
     house.kill_serve();
     assert_eq!((behind(&house), yielding(&house)), (1, 1));
     house.start();
@@ -286,8 +288,7 @@ fn who_keeps_the_kernel_busy_leaves_a_processor_to_those_at_work() {
     new(&house, "calm", "default", &[]).ok();
     let held = |house: &House| {
         let cgroups = cgroups(house);
-        let cells = cgroups.list_in("p1").into_iter().map(|name| format!("p1/{name}"));
-        cells.chain(cgroups.list()).filter(|name| cgroups.is_held(name)).count()
+        in_team(house, Cgroups::is_held) + cgroups.list().iter().filter(|name| cgroups.is_held(name)).count()
     };
     let copy = "while [ ! -e /root/enough ]; do dd if=/dev/zero of=/dev/null bs=1M count=1000 2>/dev/null; done";
     house.den(&["exec", "-d", "busy", "--", "sh", "-c", copy]).ok();
@@ -295,18 +296,14 @@ fn who_keeps_the_kernel_busy_leaves_a_processor_to_those_at_work() {
     // Nobody else is at work: all processors are theirs.
     thread::sleep(MEASURED);
     assert_eq!(held(&house), 0);
-    let at_work = |house: &House, is: usize| {
-        house.sh("calm", "true").ok();
-        held(house) == is
-    };
-    eventually(LONG, "they leave one to it", || at_work(&house, 2));
+    eventually(LONG, "they leave one to it", || beside_calm(&house, held) == 2);
     // What they see is what they have.
     let count = house.sh("busy", "nproc; grep -c ^processor /proc/cpuinfo").ok();
     assert_eq!(count, house.sh("calm", "nproc; grep -c ^processor /proc/cpuinfo").ok());
     eventually(LONG, "it stops, and they have it back", || held(&house) == 0);
-    eventually(LONG, "it goes on, and they leave it", || at_work(&house, 2));
+    eventually(LONG, "it goes on, and they leave it", || beside_calm(&house, held) == 2);
     house.sh("other", "touch /root/enough").ok();
-    eventually(LONG, "one has enough", || at_work(&house, 1));
+    eventually(LONG, "one has enough", || beside_calm(&house, held) == 1);
     house.kill_serve();
     assert_eq!(held(&house), 1);
     house.start();

@@ -123,11 +123,12 @@ fn what_runs_goes_on_in_forks_too() {
     let run = "n=0; while true; do n=$((n+1)); echo $n > /run/beat; sleep 0.05; done";
     house.den(&["service", "add", "web", "beat", "--run", run, "--restart", "always"]).ok();
     // Two ends of a connection, and an open file that has no name any more.
-    let talk = "import socket, time, tempfile\nheld = tempfile.TemporaryFile(dir='/root')\nheld.write(b'kept')\n\
+    let talk = "import os, socket, time, tempfile\nheld = tempfile.TemporaryFile(dir='/root')\nheld.write(b'kept')\n\
         a, b = socket.socketpair()\ndoor = socket.create_server(('127.0.0.1', 7000))\n\
         one = socket.create_connection(('127.0.0.1', 7000)); two, _ = door.accept()\nn = 0\nwhile True:\n    n += 1\n    \
         one.sendall(b'x'); a.sendall(two.recv(1)); b.recv(1); held.seek(0)\n    \
-        open('/run/talk', 'w').write(f'{n} {held.read()}'); time.sleep(0.02)";
+        open('/run/new', 'w').write(f'{n} {held.read()}')\n    \
+        os.rename('/run/new', '/run/talk'); time.sleep(0.02)";
     house.den(&["exec", "web", "-d", "--", "python3", "-c", talk]).ok();
     let step = counter(&house, "web");
     counts_on(&house, "web", &step, 0);

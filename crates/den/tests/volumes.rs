@@ -227,7 +227,8 @@ fn memory_comes_back_with_its_volumes() {
     // Has a file of the volume open, stands in it, and says into both what it does.
     let run = "import os,time\nos.chdir('/mnt/data')\nlog = open('log', 'a')\nkept = open('kept', 'w+')\n\
         kept.write('kept'); kept.flush()\nn = 0\nwhile True:\n    n += 1; log.write(f'{n}\\n'); log.flush()\n    \
-        kept.seek(0); open('/run/talk', 'w').write(f'{n} {kept.read()} {os.getcwd()}'); time.sleep(0.02)";
+        kept.seek(0); open('/run/new', 'w').write(f'{n} {kept.read()} {os.getcwd()}')\n    \
+        os.rename('/run/new', '/run/talk'); time.sleep(0.02)";
     house.den(&["exec", "web", "-d", "--", "python3", "-c", run]).ok();
     let talk = |name: &str| house.sh(name, "cat /run/talk").stdout;
     let count = |text: &str| text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);

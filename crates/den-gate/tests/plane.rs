@@ -301,6 +301,30 @@ fn a_flood_is_dropped_and_noted() {
 }
 
 #[test]
+fn a_flood_of_flows_is_refused_a_few_times_a_second_and_then_dropped() {
+    let Some(world) = World::new(1) else { return };
+    let limits = NetLimits { new_per_s: 5, ..NetLimits::default() };
+    world.attach(0, Policy { limits, ..policy(Posture::Open, &[]) });
+    let begun = Instant::now();
+    let tries = world.inside(0, move || {
+        let target = SocketAddr::V4(to(UPSTREAM, 7007));
+        let one = || drop(TcpStream::connect_timeout(&target, Duration::from_millis(1)));
+        (0..).take_while(|_| begun.elapsed() < Duration::from_secs(2)).map(|_| one()).count() as u64
+    });
+    // 128 in half a second, and one such portion more.
+    let most = 128 * (begun.elapsed().as_millis() as u64 / 500 + 1);
+    let refused = world.status(0).denied;
+    assert!(refused >= 128 && refused <= most && tries > most * 3 / 2, "{refused} of {tries}, at most {most}");
+    // Its end is the end of it.
+    let until = Instant::now() + Duration::from_secs(10);
+    let passes = || dial(to(UPSTREAM, 7007)).is_ok_and(|mut stream| echoes(&mut stream, b"x"));
+    while !world.inside(0, passes) {
+        assert!(Instant::now() < until, "no flow passes after the flood");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
 fn another_computer_is_reached_by_its_agent_where_a_rule_says_so() {
     let Some(world) = World::new(2) else { return };
     world.agent();

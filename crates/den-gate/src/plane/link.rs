@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
@@ -28,11 +28,11 @@ use super::{Gate, Rest, dial, flow};
 pub(super) const INDEX_FIRST: u32 = 1000;
 /// After a failed accept: descriptors are used up, and others have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Flows of a computer that are refused in one [`REFUSALS_EVERY`]; the kernel drops what comes beyond them and the
-/// backlog, in the sender's own time, and a first packet that is dropped comes again a second later.
-const REFUSALS_MAX: u32 = 128;
-/// See [`REFUSALS_MAX`].
-const REFUSALS_EVERY: Duration = Duration::from_millis(500);
+/// Flows of a computer that are refused a second. The kernel drops what comes beyond them and the backlog, in the
+/// sender's own time; a first packet that is dropped comes again a second later.
+const REFUSALS_PER_S: u32 = 128;
+/// How long nothing is accepted where there are more.
+const REFUSALS_PAUSE: Duration = Duration::from_millis(500);
 
 /// One computer's link.
 pub(super) struct Link {
@@ -120,25 +120,6 @@ impl Drop for Slot {
     }
 }
 
-/// Flows that were refused of late.
-struct Refusals {
-    since: Instant,
-    count: u32,
-}
-
-impl Refusals {
-    /// Counts one, and waits where there are too many.
-    async fn one_more(&mut self) {
-        if self.since.elapsed() >= REFUSALS_EVERY {
-            *self = Self { since: Instant::now(), count: 0 };
-        }
-        self.count += 1;
-        if self.count >= REFUSALS_MAX {
-            tokio::time::sleep(REFUSALS_EVERY.saturating_sub(self.since.elapsed())).await;
-        }
-    }
-}
-
 /// A live flow's place in the list; gone when dropped.
 pub(super) struct Listed {
     link: Arc<Link>,
@@ -191,12 +172,12 @@ impl Link {
     pub(super) fn accept(self: &Arc<Self>, gate: &Arc<Gate>, listener: TcpListener) {
         let (link, gate) = (Arc::clone(self), Arc::clone(gate));
         let task = tokio::spawn(async move {
-            let mut refusals = Refusals { since: Instant::now(), count: 0 };
+            let refusals = Bucket::default();
             loop {
                 match listener.accept().await {
                     Ok((client, _)) => {
-                        if !link.take(&gate, client) {
-                            refusals.one_more().await;
+                        if !link.take(&gate, client) && !refusals.take(REFUSALS_PER_S) {
+                            tokio::time::sleep(REFUSALS_PAUSE).await;
                         }
                     }
                     Err(error) => {

@@ -37,7 +37,7 @@ fn mail_is_refused_and_a_scan_is_slow() {
     let seen = world.run("o", "say(**fate('{good}', 22, enough=b'SSH-2.0'))");
     assert!(seen[0]["end"] == "enough" && seen[0]["ms"].as_u64().is_some_and(|ms| ms < 1000), "{seen:?}");
 
-    // A scan: 50 new flows a second after a burst of 200; what is over is reset, and beyond 256 a second dropped.
+    // A scan: 50 new flows a second after a burst of 200; what is over is reset, and beyond 128 a second dropped.
     let seen = world.run(
         "o",
         "time.sleep(4)\n\

@@ -1,7 +1,7 @@
 # Raw frames, raw packets, datagrams, questions for names and flows that nobody finishes, as fast as they go.
 def send(i):
     question = b'\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x04test\x00\x00\x01\x00\x01'
-    anywhere = lambda: '198.51.100.%d' % random.randrange(1, 255)
+    anywhere = lambda: '192.0.2.%d' % random.randrange(1, 255)
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     raw.bind(('eth0', 0))
     frame = raw.getsockname()[4] * 2 + b'\x08\x00\x45' + os.urandom(1000)
